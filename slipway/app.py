@@ -1,0 +1,298 @@
+"""Puts a FastMCP server behind our guards and routes: one ASGI app, and the uvicorn that serves it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import uvicorn
+from fastmcp import FastMCP
+from fastmcp.server.event_store import EventStore
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from slipway import knocks, settings, tokens
+from slipway.errors import Problem
+from slipway.guards import HostGuard, public_host
+from slipway.identity import Challenge, SlipwayTokens, ToolScopes
+from slipway.sessions import AutoSessions, Body
+
+MCP_PATH = "/mcp"
+MAX_EVENTS_PER_STREAM = 1000
+MAX_REMEMBERED_CLIENTS = 2000
+SHUTDOWN_GRACE = 3  # seconds; Docker kills after 10
+
+log = logging.getLogger("slipway")
+
+
+def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -> ASGIApp:
+    """Return the ASGI app that serves `mcp` under /mcp, with /healthz and /readyz beside it.
+
+    Args:
+        mcp: the server; its auth and middleware are set here.
+        config: the settings.
+        secret: verifies the tokens.
+    """
+    mcp.auth = None if config.anonymous else SlipwayTokens(secret)
+    mcp.add_middleware(ToolScopes(anonymous=config.anonymous))
+
+    def make(*, stateless: bool) -> Any:
+        return mcp.http_app(
+            path=MCP_PATH,
+            stateless_http=stateless,
+            event_store=None if stateless else EventStore(max_events_per_stream=MAX_EVENTS_PER_STREAM),
+            middleware=[] if config.anonymous else [Middleware(Challenge)],
+        )
+
+    apps = {
+        "stateful": lambda: [make(stateless=False)],
+        "stateless": lambda: [make(stateless=True)],
+        "auto": lambda: [make(stateless=False), make(stateless=True)],
+    }[config.sessions]()
+    endpoint: ASGIApp = AutoSessions(*apps) if len(apps) == 2 else apps[0]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            for app in apps:
+                await stack.enter_async_context(app.lifespan(app))
+            await _warm_up(whole, secret)
+            yield
+
+    async def healthz(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(_: Request) -> Response:
+        status = await _ask(whole, secret, "tools/list")
+        return JSONResponse({"ready": status == 200, "tools_list": status}, 200 if status == 200 else 503)
+
+    routes = [Route("/healthz", healthz), Route("/readyz", readyz), Mount("/", endpoint)]
+    hosts = _Hosts(config)
+    whole: ASGIApp = KnockLog(
+        HostGuard(OneSpelling(Starlette(routes=routes, lifespan=lifespan)), hosts),
+        knocks.open_log(config.state / "log" / "server.jsonl", also_stdout=True),
+    )
+    return whole
+
+
+class _Hosts:
+    """The host names that are ours at this moment: the setting's, and the open tunnel's."""
+
+    def __init__(self, config: settings.Settings) -> None:
+        self._set = [host for host in config.allowed_hosts.split(",") if host]
+        self._file = public_url_file(config)
+        self._seen = -1
+        self._tunnel = ""
+
+    def __call__(self) -> list[str]:
+        try:
+            changed = self._file.stat().st_mtime_ns
+        except OSError:
+            changed, self._tunnel = -1, ""
+        if changed != self._seen:
+            with contextlib.suppress(OSError):
+                self._tunnel = public_host(self._file.read_text(encoding="utf-8").strip())
+            self._seen = changed
+        return [*self._set, self._tunnel] if self._tunnel else self._set
+
+
+def public_url_file(config: settings.Settings) -> Path:
+    """Return the file in which tunnel.py leaves the public URL while the tunnel is open."""
+    return config.state / "run" / "public_url"
+
+
+class OneSpelling:
+    """Serves /mcp/ as /mcp: a redirect would lose the body in curl and the token behind a proxy."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on, with the one path."""
+        if scope["type"] == "http" and scope["path"] == MCP_PATH + "/":
+            scope = {**scope, "path": MCP_PATH, "raw_path": MCP_PATH.encode()}
+        await self._app(scope, receive, send)
+
+
+class KnockLog:
+    """Gives every request an id and a record, and writes the record when the answer is complete."""
+
+    def __init__(self, app: ASGIApp, logger: logging.Logger) -> None:
+        self._app = app
+        self._log = logger
+        self._clients: OrderedDict[str, str] = OrderedDict()  # session id → client name and version
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on with `scope["slipway.knock"]` and `scope["slipway.body"]`, and log."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        knock = knocks.Knock(time=knocks.now(), http=scope["method"], path=scope["path"])
+        knock.request_id = knocks.request_id(headers.get("x-request-id"))
+        body = Body(receive)
+        scope["slipway.knock"], scope["slipway.body"] = knock, body
+        if scope["method"] == "POST":
+            await body.read()
+        started = time.perf_counter()
+        written = scope["path"] in ("/healthz", "/readyz") or scope.get("slipway.quiet", False)
+
+        def finish() -> None:
+            nonlocal written
+            if not written:
+                written = True
+                knock.ms = (time.perf_counter() - started) * 1000
+                self._identify(knock, headers, body)
+                knocks.write(self._log, knock)
+
+        async def recording(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                knock.status = message["status"]
+                answer = MutableHeaders(scope=message)
+                answer["x-request-id"] = knock.request_id
+                if session := answer.get("mcp-session-id"):
+                    self._remember(session, body)
+                if knock.http == "GET":
+                    # an event stream may stay open for hours: its opening is what is worth a line
+                    finish()
+            else:
+                knock.bytes_out += len(message.get("body", b""))
+            await send(message)
+
+        reset = knocks.current.set(knock)
+        try:
+            await self._app(scope, body.replay(), recording)
+        except Exception:
+            knock.reason = knock.reason or "internal error: see the server's log"
+            knock.status = knock.status or 500
+            raise
+        finally:
+            knocks.current.reset(reset)
+            if not knock.status:
+                knock.status, knock.reason = 499, knock.reason or "the client left before the answer"
+            finish()
+
+    def _remember(self, session: str, body: Body) -> None:
+        info = _client_info(body.message())
+        if info:
+            self._clients[session] = info
+            while len(self._clients) > MAX_REMEMBERED_CLIENTS:
+                self._clients.popitem(last=False)
+
+    def _identify(self, knock: knocks.Knock, headers: Headers, body: Body) -> None:
+        message = body.message()
+        params = _mapping(message.get("params"))
+        knock.method = str(message.get("method", headers.get("mcp-method", "")))[:100]
+        if knock.method == "tools/call":
+            knock.tool = str(params.get("name", headers.get("mcp-name", "")))[:128]
+        session = headers.get("mcp-session-id", "")
+        knock.client = _client_info(message) or self._clients.get(session, "") or headers.get("user-agent", "")[:100]
+        version = headers.get("mcp-protocol-version") or params.get("protocolVersion")
+        knock.era = str(version)[:20] if version else ""
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _client_info(message: dict[str, Any]) -> str:
+    """Return "name version" of `initialize` or of the newest era's `_meta`, or ""."""
+    params = _mapping(message.get("params"))
+    meta = _mapping(params.get("_meta"))
+    info = _mapping(params.get("clientInfo") or meta.get("io.modelcontextprotocol/clientInfo"))
+    return f"{info.get('name', '')} {info.get('version', '')}".strip()[:100]
+
+
+async def _ask(app: ASGIApp, secret: tokens.Secret, method: str, params: dict[str, Any] | None = None) -> int:
+    """Send one JSON-RPC request through the whole app, in process. Returns: the HTTP status."""
+    token = tokens.mint(secret, subject="slipway", scope="tool:*", ttl=60, client_id="self").token
+
+    async def quiet(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["slipway.quiet"] = True
+        await app(scope, receive, send)
+
+    headers = {"authorization": f"Bearer {token}", "accept": "application/json, text/event-stream"}
+    message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params or {}}
+    transport = httpx2.ASGITransport(app=quiet)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as client:
+        answer = await client.post(MCP_PATH, json=message)
+        if session := answer.headers.get("mcp-session-id"):
+            await client.delete(MCP_PATH, headers={"mcp-session-id": session})
+        return answer.status_code
+
+
+async def _warm_up(app: ASGIApp, secret: tokens.Secret) -> None:
+    """Load what FastMCP loads at the first call, so that no user waits for it: session, list, call, both paths."""
+    start = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "slipway", "version": "0"}}
+    await _ask(app, secret, "initialize", start)
+    await _ask(app, secret, "tools/list")
+    await _ask(app, secret, "tools/call", {"name": "slipway-warm-up", "arguments": {}})
+
+
+def serve(mcp: FastMCP[Any]) -> None:
+    """Serve `mcp` over Streamable HTTP until SIGINT or SIGTERM, as the settings in .env and the environment say.
+
+    Raises:
+        SystemExit: with one line of cause and one of cure on stderr, when it cannot.
+    """
+    try:
+        config = settings.load(os.environ, Path(".env"))
+        app = build(mcp, config, tokens.ensure_secret(config.secret_file))
+        listening = _bind(config.server_host, config.server_port)
+    except Problem as problem:
+        sys.stderr.write(f"{problem}\n")
+        raise SystemExit(problem.exit_code) from None
+    _plain_logging()
+    if config.anonymous:
+        log.warning("SLIPWAY_DANGEROUSLY_ALLOW_ANONYMOUS is on: ANYONE with the URL can call every tool")
+    log.info("serving http://%s:%s%s", config.server_host, config.server_port, MCP_PATH)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            timeout_graceful_shutdown=SHUTDOWN_GRACE,
+        )
+    )
+    server.run(sockets=[listening])
+    if not server.started:
+        raise SystemExit(1)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        raise Problem(
+            f"Port {port} on {host} cannot be used: {error.strerror}.",
+            f"Stop what uses it (ss -ltnp 'sport = :{port}'), or set SERVER_PORT in .env",
+        ) from None
+    return listening
+
+
+def _plain_logging() -> None:
+    """Log JSON-free plain lines to stderr; rich rendering costs a quarter of a logged request."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    for name in ("fastmcp", "FastMCP", "mcp", "uvicorn", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    for name in ("mcp.server", "httpx2", "fastmcp.server.auth"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,81 @@
+"""Whom the server answers at all: the Host and Origin guard against DNS rebinding, in front of every route."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from slipway import knocks
+
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_LOOPBACK_ORIGINS = ("localhost", "127.0.0.1", "::1")
+
+
+def host_name(host: str) -> str:
+    """Return the name of a Host header without its port, lower case: "[::1]:8000" → "[::1]"."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0]
+
+
+class HostGuard:
+    """Refuses a Host that is not ours with 421 (RFC 9110 §15.5.20) and says which one was seen.
+
+    FastMCP's own guard takes its list when the app is built; the tunnel's host is known only later.
+    Origins are the edge's business, which checks and then removes them. An Origin that still arrives belongs to
+    a page that went around the edge: it gets 403 unless it is served from this machine (MCP 2025-11-25,
+    Transports, Security Warning).
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Callable[[], list[str]]) -> None:
+        """Take the app, and a function that returns the allowed host patterns of this moment."""
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 421 or hand on."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        host = host_name(headers.get("host", ""))
+        allowed = [*_LOOPBACK, *self._hosts()]
+        if not any(fnmatchcase(host, pattern) for pattern in allowed):
+            seen = knocks.printable(host, 253) or "(none)"
+            return await refuse(
+                scope,
+                send,
+                421,
+                f"The Host {seen} is not ours. The operator can add it to SLIPWAY_ALLOWED_HOSTS in .env.",
+            )
+        origin = headers.get("origin")
+        if origin and public_host(origin) not in _LOOPBACK_ORIGINS:
+            seen = knocks.printable(origin, 253)
+            return await refuse(
+                scope, send, 403, f"The Origin {seen} may not call the server past its edge. Use the edge's URL."
+            )
+        return await self._app(scope, receive, send)
+
+
+async def refuse(scope: Scope, send: Send, status: int, text: str) -> None:
+    """Answer with a JSON sentence that says what to change, and note it on the request's record."""
+    knock: knocks.Knock | None = scope.get("slipway.knock")
+    if knock:
+        knock.reason = text
+    body = json.dumps({"error": text}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def public_host(url: str) -> str:
+    """Return the host name of a URL, or "" where it has none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

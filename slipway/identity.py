@@ -1,0 +1,166 @@
+"""Who calls, and what they may: our tokens as FastMCP's auth provider, and tool scopes as FastMCP middleware."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import mcp_types as mt
+from fastmcp.exceptions import InsufficientScopeError
+from fastmcp.server.auth import AccessToken, TokenVerifier
+from fastmcp.server.context import _current_transport
+from fastmcp.server.dependencies import get_access_token, get_http_request
+from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
+from fastmcp.tools.base import Tool, ToolResult
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from slipway import knocks, tokens
+
+TOOL_PREFIX = "tool:"
+
+
+class SlipwayTokens(TokenVerifier):
+    """Verifies our tokens. The caller only learns `invalid_token`; the real reason goes into the knock record."""
+
+    def __init__(self, secret: tokens.Secret) -> None:
+        super().__init__()
+        self._secret = secret
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        """Return the caller's access token, or None after noting why it is refused."""
+        knock = knocks.current.get()
+        try:
+            claims = tokens.verify(self._secret, token)
+        except tokens.TokenRefused as refused:
+            if knock:
+                knock.reason = f"token refused: {refused}"
+            return None
+        if knock:
+            knock.subject, knock.jti = claims["sub"], claims["jti"]
+        return AccessToken(
+            token=token,
+            client_id=claims["client_id"],
+            subject=claims["sub"],
+            scopes=claims["scope"].split(),
+            expires_at=int(claims["exp"]),
+            claims=claims,
+        )
+
+
+class Challenge:
+    """Answers what carries no usable token: 401 or 403 with a challenge (RFC 6750 §3) and a sentence to act on.
+
+    Runs after FastMCP's authentication and before its own RequireAuthMiddleware, which stays as a second lock
+    but answers with an empty body.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 401 without a token or with a refused one, 403 with one that has no tool scope, or hand on."""
+        if scope["type"] != "http" or scope["path"] != "/mcp":
+            return await self._app(scope, receive, send)
+        user = scope.get("user")
+        knock: knocks.Knock | None = scope.get("slipway.knock")
+        if isinstance(user, AuthenticatedUser):
+            if any(name.startswith(TOOL_PREFIX) for name in user.scopes):
+                return await self._app(scope, receive, send)
+            text = "This token opens no tool: it has no scope of the form tool:NAME."
+            return await self._refuse(send, knock, 403, "insufficient_scope", text, ', scope="tool:*"')
+        given = Headers(scope=scope).get("authorization", "")
+        if given.lower().startswith("bearer "):
+            text = "The bearer token is expired, not for this server, or not valid. Ask the operator for a new one."
+            return await self._refuse(send, knock, 401, "invalid_token", text)
+        text = "Send a token: `Authorization: Bearer TOKEN`. The operator makes one with scripts/mint."
+        return await self._refuse(send, knock, 401, "", text)
+
+    async def _refuse(
+        self, send: Send, knock: knocks.Knock | None, status: int, error: str, text: str, more: str = ""
+    ) -> None:
+        # RFC 6750 §3.1: no error code when the request lacks any authentication information
+        challenge = f'Bearer realm="slipway", error="{error}", error_description="{text}"{more}'
+        if not error:
+            challenge = 'Bearer realm="slipway"'
+        if knock and not knock.reason:
+            knock.reason = "no token" if not error else f"{error}: {text}"
+        body = json.dumps({"error": error or "unauthorized", "error_description": text}).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"www-authenticate", challenge.encode()),
+            (b"cache-control", b"no-store"),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def may_call(scopes: Iterable[str], tool: str) -> bool:
+    """Tell whether these scopes allow this tool: `tool:NAME` or `tool:*`."""
+    scopes = set(scopes)
+    return f"{TOOL_PREFIX}*" in scopes or f"{TOOL_PREFIX}{tool}" in scopes
+
+
+class ToolScopes(Middleware):
+    """Lists and runs a tool only for a token that carries its scope. stdio has no token and no check."""
+
+    def __init__(self, *, anonymous: bool = False) -> None:
+        self._anonymous = anonymous
+
+    def _scopes(self) -> list[str]:
+        token = get_access_token()
+        return token.scopes if token else []
+
+    def _unchecked(self) -> bool:
+        return self._anonymous or _current_transport.get() == "stdio"
+
+    async def on_list_tools(
+        self,
+        context: MiddlewareContext[mt.ListToolsRequest],
+        call_next: CallNext[mt.ListToolsRequest, Sequence[Tool]],
+    ) -> Sequence[Tool]:
+        """Leave out what the caller may not call."""
+        tools = await call_next(context)
+        if self._unchecked():
+            return tools
+        scopes = self._scopes()
+        return [tool for tool in tools if may_call(scopes, tool.name)]
+
+    async def on_call_tool(
+        self,
+        context: MiddlewareContext[mt.CallToolRequestParams],
+        call_next: CallNext[mt.CallToolRequestParams, ToolResult],
+    ) -> ToolResult:
+        """Refuse a call without its scope, and say which scope is missing.
+
+        Raises:
+            InsufficientScopeError: the caller sees it as an error result (RFC 6750 §3.1 insufficient_scope).
+        """
+        name = context.message.name
+        if not self._unchecked() and not may_call(self._scopes(), name):
+            missing = TOOL_PREFIX + name
+            _note(f"insufficient_scope: {missing} is missing")
+            raise InsufficientScopeError(
+                [missing],
+                message=f"insufficient_scope: this token may not call {name!r}; it lacks the scope {missing}. "
+                f"Ask the operator for a token made with: scripts/mint --tools {name}",
+            )
+        try:
+            return await call_next(context)
+        except Exception as error:
+            _note(f"tool error: {type(error).__name__}")
+            raise
+
+
+def _note(reason: str) -> None:
+    """Put the reason on the record of the HTTP request that carried this message."""
+    try:
+        # not the context variable: in a session the tool runs in the session's task, not in the request's
+        knock: Any = get_http_request().scope.get("slipway.knock")
+    except RuntimeError:
+        return
+    if knock:
+        knock.reason = reason

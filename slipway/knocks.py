@@ -1,0 +1,179 @@
+"""Who knocked: one record per request, written as JSON lines by server and edge, read back as lines for people.
+
+Nothing here holds a token, an argument or a result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import logging.handlers
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+NEWEST_ERA = "2026-07-28"
+MAX_LOG_BYTES = 5_000_000
+
+
+@dataclass
+class Knock:
+    """One request: who, what, with which outcome, and why it was refused."""
+
+    time: float = 0.0  # seconds since the epoch
+    request_id: str = ""
+    http: str = ""
+    path: str = ""
+    method: str = ""  # of JSON-RPC
+    tool: str = ""
+    client: str = ""
+    era: str = ""
+    subject: str = ""
+    jti: str = ""
+    status: int = 0
+    ms: float = 0.0
+    bytes_out: int = 0
+    reason: str = ""
+
+
+current: ContextVar[Knock | None] = ContextVar("knock", default=None)
+
+
+def open_log(path: Path, *, also_stdout: bool = False) -> logging.Logger:
+    """Return a logger that writes bare lines to a rotated file of mode 600.
+
+    Args:
+        path: the file; rotated at 5 MB, three old ones kept.
+        also_stdout: write the lines to stdout too, for `docker compose logs`.
+    """
+    logger = logging.getLogger(f"slipway.knocks.{path}")
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    # a full disk must not end a request
+    logging.raiseExceptions = False
+    logger.addHandler(
+        logging.handlers.RotatingFileHandler(path, maxBytes=MAX_LOG_BYTES, backupCount=3, encoding="utf-8")
+    )
+    if also_stdout:
+        logger.addHandler(logging.StreamHandler())
+    for handler in logger.handlers:
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    return logger
+
+
+def write(logger: logging.Logger, knock: Knock) -> None:
+    """Write one record as a JSON line, without its empty fields."""
+    fields = {name: value for name, value in asdict(knock).items() if value not in ("", 0)}
+    fields["time"] = round(knock.time, 3)
+    fields["ms"] = round(knock.ms, 1)
+    logger.info(json.dumps(fields, ensure_ascii=True, separators=(",", ":")))
+
+
+def printable(text: object, limit: int = 60) -> str:
+    """Return text that cannot command a terminal: no control characters, at most `limit` characters."""
+    return "".join(char for char in str(text)[:limit] if char.isprintable())
+
+
+def from_edge(line: dict[str, Any]) -> Knock | None:
+    """Turn a line of Caddy's access log into a record, if the edge itself refused the request; else None."""
+    refused = line.get("refused")
+    if not refused:
+        return None
+    request = line.get("request", {})
+    headers = request.get("headers", {})
+    agent = (headers.get("User-Agent") or [""])[0]
+    return Knock(
+        time=float(line.get("ts", 0)),
+        http=str(request.get("method", "")),
+        path=str(request.get("uri", "")).split("?")[0],
+        client=agent,
+        status=int(line.get("status", 0)),
+        ms=float(line.get("duration", 0)) * 1000,
+        reason=str(refused),
+    )
+
+
+def parse(raw: str) -> Knock | None:
+    """Read one log line of the server or the edge; None for what is neither or for what needs no line."""
+    try:
+        line = json.loads(raw)
+        if "request" in line:
+            return from_edge(line)
+        return Knock(**{name: line[name] for name in Knock.__dataclass_fields__ if name in line})
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return None
+
+
+def render(knock: Knock) -> str:
+    """Render one line for the terminal: time, client, era, method or tool, status, milliseconds, subject, reason."""
+    what = f"{knock.method} {knock.tool}".strip() or f"{knock.http} {knock.path}"
+    moment = datetime.fromtimestamp(knock.time).strftime("%H:%M:%S")
+    line = (
+        f"{moment} {printable(knock.client or 'unknown client', 32):<22} {printable(knock.era, 10):<10} "
+        f"{printable(what, 40):<22} {knock.status:>3} {knock.ms:>6.0f} ms"
+    )
+    if knock.subject:
+        line += f" {printable(knock.subject, 32)}"
+    if knock.reason:
+        line += f"\n         ↳ {printable(knock.reason, 300)}"
+    return line
+
+
+class Tail:
+    """Follow a log file from its end, over rotation, truncation and a file that is not there yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode, self._offset = self._stat()
+        self._rest = b""
+
+    def _stat(self) -> tuple[int, int]:
+        with contextlib.suppress(OSError):
+            status = self._path.stat()
+            return status.st_ino, status.st_size
+        return 0, 0
+
+    def lines(self) -> Iterator[str]:
+        """Yield the complete lines that came since the last call. A line of over 1 MB is given up."""
+        inode, size = self._stat()
+        if inode != self._inode or size < self._offset:
+            self._inode, self._offset, self._rest = inode, 0, b""
+        if size == self._offset:
+            return
+        try:
+            with self._path.open("rb") as stream:
+                stream.seek(self._offset)
+                chunk = stream.read(1_000_000)
+        except OSError:
+            return
+        self._offset += len(chunk)
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
+        if len(self._rest) > 1_000_000:
+            self._rest = b""
+        for line in whole:
+            yield line.decode("utf-8", "replace")
+
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def request_id(given: str | None) -> str:
+    """Return the given id if it is safe to repeat in logs and headers, else a fresh one of 128 bits."""
+    return given if given and _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
+
+
+def now() -> float:
+    """Return the wall clock in seconds; one place, so that a test can set it."""
+    return time.time()

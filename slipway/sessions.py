@@ -1,0 +1,93 @@
+"""Which of FastMCP's two apps answers a request, so that a session never ends a demo (SLIPWAY_SESSIONS=auto)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_MESSAGE_BYTES = 1 << 20
+
+
+class Body:
+    """A request body that can be read again: what came is kept up to 1 MiB, the rest streams through."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._kept: list[Message] = []
+        self.whole = False
+        self.content = b""
+
+    async def read(self) -> None:
+        """Keep the body. Longer bodies and lost clients leave `whole` False."""
+        size = 0
+        while not self.whole and size <= MAX_MESSAGE_BYTES:
+            message = await self._receive()
+            self._kept.append(message)
+            if message["type"] != "http.request":
+                return
+            size += len(message.get("body", b""))
+            self.whole = not message.get("more_body", False)
+        if self.whole:
+            self.content = b"".join(message.get("body", b"") for message in self._kept)
+
+    def replay(self) -> Receive:
+        """Return a `receive` that gives the kept messages first, then what the connection says."""
+        kept = iter(self._kept)
+
+        async def receive() -> Message:
+            return next(kept, None) or await self._receive()
+
+        return receive
+
+    def message(self) -> dict[str, Any]:
+        """Return the JSON-RPC message, or {} where the body is none."""
+        try:
+            parsed = json.loads(self.content) if self.content else {}
+        except (ValueError, RecursionError):
+            return {}
+        return parsed if isinstance(parsed, dict) else {}
+
+
+class AutoSessions:
+    """Sends `initialize` and live sessions to the stateful app, all else to the stateless one.
+
+    A session id that the stateful app does not know (a restart forgot it, or it was idle too long) is answered
+    statelessly instead of 404, so a client goes on without noticing. Which ids are live is the stateful app's
+    knowledge alone: it is asked, and its 404 is taken back before anything reached the client.
+    """
+
+    def __init__(self, stateful: ASGIApp, stateless: ASGIApp) -> None:
+        self._stateful = stateful
+        self._stateless = stateless
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request. `scope["slipway.body"]` holds the body that the caller has read."""
+        body: Body = scope["slipway.body"]
+        headers = Headers(scope=scope)
+        newest_era = "mcp-method" in headers
+        if "mcp-session-id" in headers and not newest_era:
+            asked = _UnlessForgotten(send)
+            await self._stateful(dict(scope), body.replay(), asked)
+            if not asked.forgotten:
+                return None
+            return await self._stateless(scope, body.replay(), send)
+        if scope["method"] == "POST" and not newest_era and body.message().get("method") == "initialize":
+            return await self._stateful(scope, body.replay(), send)
+        return await self._stateless(scope, body.replay(), send)
+
+
+class _UnlessForgotten:
+    """A `send` that keeps back an answer of 404, so that another app can answer instead."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.forgotten = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 404:
+            self.forgotten = True
+        if not self.forgotten:
+            await self._send(message)

@@ -1,0 +1,164 @@
+"""Every setting: its name, default, help and check. Entry points load them once and pass them in."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from dotenv.parser import parse_stream
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from slipway.errors import Problem
+
+# A port of an origin pattern may be "*"; the host may start with "*.". Anything else is a typo, and a typo
+# in an allow list should fail loudly, not match nothing in silence.
+_ORIGIN = re.compile(r"(null|\*|[a-z][a-z0-9+.-]*://(\*\.)?(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:(\d{1,5}|\*))?)", re.I)
+_HOST = re.compile(r"(\*\.)?[a-z0-9.-]+|\[[0-9a-f:]+\]", re.I)
+_OURS = ("SLIPWAY_", "NGROK_")
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def _origins(value: str) -> str:
+    for origin in filter(None, (item.strip() for item in value.split(","))):
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"{origin!r} is no origin: scheme://host[:port], without a path, as in https://app.example.com, "
+                "https://*.example.com or http://localhost:*"
+            )
+    return ",".join(filter(None, (item.strip().lower() for item in value.split(","))))
+
+
+def _hosts(value: str) -> str:
+    for host in filter(None, (item.strip() for item in value.split(","))):
+        if not _HOST.fullmatch(host):
+            raise ValueError(f"{host!r} is no host name: demo.example.com or *.example.com, without scheme or port")
+    return ",".join(filter(None, (item.strip().lower() for item in value.split(","))))
+
+
+class Settings(BaseModel):
+    """What `.env` and the environment say, checked. The alias of a field is the name of its variable."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True, hide_input_in_errors=True)
+
+    server_host: str = Field("127.0.0.1", alias="SERVER_HOST", description="Address the server binds; loopback.")
+    server_port: Port = Field(8000, alias="SERVER_PORT", description="Port of the MCP server, loopback only.")
+    edge_port: Port = Field(8080, alias="EDGE_PORT", description="Plain HTTP port that the tunnel forwards to.")
+    tls_port: Port = Field(8443, alias="TLS_PORT", description="HTTPS port for clients on this machine.")
+    console_port: Port = Field(8081, alias="CONSOLE_PORT", description="Port kept for the browser console.")
+    ngrok_authtoken: SecretStr = Field(
+        SecretStr(""),
+        alias="NGROK_AUTHTOKEN",
+        description="Your ngrok authtoken; empty means: no public URL.",
+    )
+    public_url: str = Field(
+        "",
+        alias="SLIPWAY_PUBLIC_URL",
+        pattern=r"^(https://[^/\s]+/?)?$",
+        description="Your own ngrok domain, https://…; empty means: the account's.",
+    )
+    sessions: Literal["auto", "stateful", "stateless"] = Field(
+        "auto",
+        alias="SLIPWAY_SESSIONS",
+        description="auto: sessions that outlive restarts; stateful; stateless.",
+    )
+    allowed_origins: Annotated[str, AfterValidator(_origins)] = Field(
+        "http://localhost:*,https://localhost:*,http://127.0.0.1:*,https://127.0.0.1:*",
+        alias="SLIPWAY_ALLOWED_ORIGINS",
+        description="Browser origins that may call, comma-separated; https://*.example.com works, * means any.",
+    )
+    allowed_hosts: Annotated[str, AfterValidator(_hosts)] = Field(
+        "",
+        alias="SLIPWAY_ALLOWED_HOSTS",
+        description="Host names to accept besides loopback and our tunnel's own.",
+    )
+    max_body: str = Field(
+        "1MB",
+        alias="SLIPWAY_MAX_BODY",
+        pattern=r"^\d+(B|KB|MB|KiB|MiB)$",
+        description="Largest request body the edge lets through; more is 413.",
+    )
+    anonymous: bool = Field(
+        False,
+        alias="SLIPWAY_DANGEROUSLY_ALLOW_ANONYMOUS",
+        description="true lets ANYONE with the URL call every tool, without a token.",
+    )
+    state: Path = Field(Path(".slipway"), alias="SLIPWAY_STATE", description="Folder of secret, local CA and logs.")
+    secret_file: Path = Field(
+        Path(".slipway/secret"),
+        alias="SLIPWAY_SECRET_FILE",
+        description="File of mode 600 with the signing secret.",
+    )
+
+
+def names() -> dict[str, str]:
+    """Return {variable name: help} of every setting."""
+    return {field.alias or name: field.description or "" for name, field in Settings.model_fields.items()}
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """Read a `.env` file as python-dotenv does, but refuse what it would pass over in silence.
+
+    Args:
+        path: the file; a missing one is empty.
+    Returns: {name: value}.
+    Raises:
+        Problem: a line that is no assignment, or a name that is a misspelt setting.
+    """
+    if not path.is_file():
+        return {}
+    found: dict[str, str] = {}
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            bindings = list(parse_stream(stream))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Problem(
+            f"{path.name} cannot be read: {error}", f"Mend {path.name}, or start from .env.example", 2
+        ) from None
+    for binding in bindings:
+        line = binding.original.line
+        if binding.error or (binding.key is not None and binding.value is None):
+            raise Problem(
+                f"{path.name} line {line} is no NAME=value.",
+                f"Mend line {line} of {path.name} (quote a value that has spaces), then run the command again",
+                2,
+            )
+        if binding.key is None:
+            continue
+        _refuse_typo(binding.key, f"{path.name} line {line}")
+        found[binding.key] = binding.value or ""
+    return found
+
+
+def _refuse_typo(name: str, where: str) -> None:
+    known = [*names(), "NGROK_API_KEY", "SLIPWAY_UID", "SLIPWAY_GID"]
+    if name in known:
+        return
+    close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.85)
+    if close or name.startswith(_OURS):
+        meant = f"did you mean {close[0]}?" if close else "Slipway has no such setting."
+        raise Problem(f"{where}: {name} is unknown; {meant}", "Mend the name; .env.example lists them all", 2)
+
+
+def load(environ: Mapping[str, str], env_file: Path | None = None) -> Settings:
+    """Merge the environment over `.env` and check every value. An empty value means the default.
+
+    Args:
+        environ: usually os.environ.
+        env_file: usually Path(".env"); None reads no file.
+    Raises:
+        Problem: with the name of the setting, what is wrong with it, and where to mend it.
+    """
+    values = read_env_file(env_file) if env_file else {}
+    known = names()
+    values |= {name: environ[name] for name in known if name in environ}
+    try:
+        return Settings.model_validate({name: value for name, value in values.items() if name in known and value})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        what = first["msg"].removeprefix("Value error, ")
+        raise Problem(f"{name}: {what}.", f"Mend {name} in .env ({known.get(name, '')})", 2) from None

@@ -1,0 +1,259 @@
+"""The secret and the tokens it signs: make, mint, verify, explain. No network, no framework."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jwt
+
+from slipway.errors import Problem
+
+ISSUER = "slipway"
+AUDIENCE = "slipway"
+ALGORITHM = "HS256"
+MAX_TOKEN_BYTES = 8192
+MAX_TTL = 366 * 86400  # seconds
+REQUIRED_CLAIMS = ["iss", "aud", "sub", "iat", "nbf", "exp", "jti", "scope", "client_id"]
+
+_WELL_KNOWN = {
+    "dev-secret-do-not-use-in-production",
+    "your-256-bit-secret-your-256-bit-secret",
+    "a-string-secret-at-least-256-bits-long",
+    "changemechangemechangemechangeme",
+    "supersecretsupersecretsupersecret",
+}
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class TokenRefused(Exception):
+    """A token that must not pass; the message is the real reason, for the operator and never for the caller."""
+
+
+class Secret:
+    """The signing key, 256 bits or more (RFC 7518 §3.2). It has no printable form."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, text: str) -> None:
+        key = text.strip()
+        cure = "Remove the file, then ./scripts/up makes a good one (tokens signed with the old one stop working)"
+        if key in _WELL_KNOWN or len(set(key)) < 8:
+            raise Problem("The secret is one that everybody knows or can guess.", cure, 2)
+        if len(key.encode()) < 32:
+            raise Problem("The secret is shorter than 32 bytes.", cure, 2)
+        self._key = key.encode()
+
+    def key(self) -> bytes:
+        """Return the raw key for PyJWT."""
+        return self._key
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+
+def read_secret(path: Path) -> Secret:
+    """Read the secret.
+
+    Raises:
+        Problem: the file is missing, unreadable, too short, or holds a well-known secret.
+    """
+    try:
+        return Secret(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Problem(f"There is no secret at {path}.", "Run ./scripts/up once: it makes one", 2) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise Problem(
+            f"The secret at {path} cannot be read: {reason}.",
+            f"Make it readable for you: chmod 600 {path}",
+            2,
+        ) from None
+
+
+def ensure_secret(path: Path) -> Secret:
+    """Read the secret, or make it at the first start: 256 random bits, mode 600, never overwritten.
+
+    Raises:
+        Problem: as read_secret.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        # O_EXCL: two first starts at once agree on one secret
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        if os.name == "posix" and path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+    else:
+        with os.fdopen(handle, "w") as stream:
+            stream.write(secrets.token_hex(32) + "\n")
+    return read_secret(path)
+
+
+@dataclass(frozen=True)
+class Minted:
+    """A token and what it says."""
+
+    token: str
+    claims: dict[str, Any]
+
+
+def parse_ttl(text: str) -> int:
+    """Turn "90s", "15m", "1h", "2d" or "1h30m" into seconds.
+
+    Raises:
+        Problem: not a duration, zero, or more than a year.
+    """
+    parts = re.findall(r"(\d+)([smhd])", text.strip().lower())
+    seconds = sum(int(number) * _UNITS[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != text.strip().lower() or not 0 < seconds <= MAX_TTL:
+        raise Problem(f"{text!r} is no time to live.", "Write it as 90s, 15m, 1h30m, 2h or 7d (366 days at most)", 2)
+    return seconds
+
+
+def tool_scope(tools: str) -> str:
+    """Turn "add,countdown" or "*" into the scope "tool:add tool:countdown" or "tool:*".
+
+    Raises:
+        Problem: a name that cannot stand in a scope (RFC 6749 §3.3).
+    """
+    listed = [name.strip() for name in tools.split(",") if name.strip()]
+    for name in listed:
+        if not re.fullmatch(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}", name):
+            raise Problem(f"{name!r} is no tool name.", "Write --tools add,countdown or --tools '*'", 2)
+    if not listed:
+        raise Problem("No tool was named.", "Write --tools add,countdown or --tools '*'", 2)
+    return " ".join(f"tool:{name}" for name in dict.fromkeys(listed))
+
+
+def mint(secret: Secret, *, subject: str, scope: str, ttl: int, client_id: str = "pasted") -> Minted:
+    """Sign a token.
+
+    Args:
+        secret: the signing key.
+        subject: who it is for, as the audit and `whoami` will name them; 1 to 128 printable characters.
+        scope: space-delimited scopes, as in "tool:add tool:countdown".
+        ttl: seconds until it expires.
+        client_id: by which door the holder came.
+    Raises:
+        Problem: a subject that is empty, too long or unprintable; a token over 8 KB.
+    """
+    if not (0 < len(subject) <= 128 and subject.isprintable()):
+        raise Problem("The subject must be 1 to 128 printable characters.", "Write --subject ana", 2)
+    now = int(time.time())
+    claims: dict[str, Any] = {
+        "iss": ISSUER, "aud": AUDIENCE, "sub": subject, "iat": now, "nbf": now, "exp": now + ttl,
+        "jti": secrets.token_hex(8), "scope": scope, "client_id": client_id,
+    }  # fmt: skip
+    token = jwt.encode(claims, secret.key(), algorithm=ALGORITHM)
+    if len(token) > MAX_TOKEN_BYTES:
+        raise Problem("So many tools do not fit into a token.", "Write --tools '*'", 2)
+    return Minted(token, claims)
+
+
+def verify(secret: Secret, token: str) -> dict[str, Any]:
+    """Check signature, algorithm, times, issuer, audience and that every claim is there.
+
+    Returns: the claims.
+    Raises:
+        TokenRefused: with the real reason.
+    """
+    if len(token) > MAX_TOKEN_BYTES:
+        raise TokenRefused(f"larger than {MAX_TOKEN_BYTES} bytes")
+    try:
+        claims: dict[str, Any] = jwt.decode(
+            token, secret.key(), algorithms=[ALGORITHM], issuer=ISSUER, audience=AUDIENCE,
+            options={"require": REQUIRED_CLAIMS, "strict_aud": True},
+        )  # fmt: skip
+    except (jwt.InvalidTokenError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise TokenRefused(_reason(error, token)) from None
+    for name in ("sub", "jti", "scope", "client_id"):
+        if not isinstance(claims[name], str) or (name != "scope" and not claims[name]):
+            raise TokenRefused(f"claim {name} is no text")
+    return claims
+
+
+def _unverified(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (header, claims) without any check, for messages only. Raises jwt.InvalidTokenError."""
+    whole = jwt.decode_complete(token, options={"verify_signature": False})
+    return whole["header"], whole["payload"]
+
+
+def _reason(error: Exception, token: str) -> str:
+    text = str(error)
+    match error:
+        case jwt.ExpiredSignatureError():
+            return f"expired {_when(_unverified(token)[1].get('exp'))}"
+        case jwt.ImmatureSignatureError():
+            claims = _unverified(token)[1]
+            late = "iat" if "iat" in text else "nbf"
+            what = "issued in the future" if late == "iat" else "not valid yet"
+            return f"{what}: {late} is {_when(claims.get(late))}"
+        case jwt.MissingRequiredClaimError():
+            return f"claim {error.claim} is missing"
+        case jwt.InvalidIssuerError():
+            return f"wrong issuer: it must be {ISSUER!r}"
+        case jwt.InvalidAudienceError():
+            return f"wrong audience: it must be {AUDIENCE!r}"
+        case jwt.InvalidAlgorithmError():
+            return f"wrong algorithm: only {ALGORITHM} is accepted"
+        case jwt.InvalidSignatureError():
+            return "wrong signature: changed on the way, or signed with another secret"
+        case _:
+            return "not a JWT" if isinstance(error, jwt.DecodeError) else f"malformed: {type(error).__name__}"
+
+
+def _when(timestamp: object) -> str:
+    if not isinstance(timestamp, int | float):
+        return "at no valid time"
+    try:
+        moment = datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):
+        return "at no valid time"
+    distance = duration(abs(int(timestamp - time.time())))
+    return f"{distance} ago ({moment})" if timestamp <= time.time() else f"in {distance} ({moment})"
+
+
+def duration(seconds: int) -> str:
+    """Say a number of seconds as people do: "45 s", "12 min", "3 h", "5 d"."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def explain(secret: Secret | None, token: str) -> tuple[str, bool]:
+    """Say what a token is, for how long, and why it would be refused. The text never contains the token.
+
+    Returns: (lines of text, whether it would be accepted).
+    """
+    token = token.strip().removeprefix("Bearer ").strip()
+    lines = []
+    try:
+        header, claims = _unverified(token[:MAX_TOKEN_BYTES])
+    except (jwt.InvalidTokenError, ValueError, RecursionError):
+        return "This is no JWT: three base64url parts with dots between them.\nrefused: not a JWT", False
+    for name, value in {
+        "subject": claims.get("sub"), "scope": claims.get("scope"), "issuer": claims.get("iss"),
+        "audience": claims.get("aud"), "algorithm": header.get("alg"), "id (jti)": claims.get("jti"),
+        "client": claims.get("client_id"),
+    }.items():  # fmt: skip
+        # repr: a hostile token must not write control characters to the terminal
+        lines.append(
+            f"{name + ':':<12}{value if isinstance(value, str) and value.isprintable() else repr(value)}"[:400]
+        )
+    for name, label in (("iat", "issued"), ("nbf", "valid from"), ("exp", "expires")):
+        lines.append(f"{label + ':':<12}{_when(claims[name]) if name in claims else 'not said'}")
+    if secret is None:
+        return "\n".join([*lines, "There is no secret here, so the signature was not checked."]), False
+    try:
+        verify(secret, token)
+    except TokenRefused as refused:
+        return "\n".join([*lines, f"refused: {refused}"]), False
+    return "\n".join([*lines, "accepted"]), True
