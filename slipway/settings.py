@@ -17,6 +17,7 @@ from slipway.errors import Problem
 # in an allow list should fail loudly, not match nothing in silence.
 _ORIGIN = re.compile(r"(null|\*|[a-z][a-z0-9+.-]*://(\*\.)?(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:(\d{1,5}|\*))?)", re.I)
 _HOST = re.compile(r"(\*\.)?[a-z0-9.-]+|\[[0-9a-f:]+\]", re.I)
+_COMPOSE_ONLY = ("NGROK_API_KEY", "SLIPWAY_UID", "SLIPWAY_GID", "SLIPWAY_INIT", "SLIPWAY_CADDYFILE_HASH")
 _OURS = ("SLIPWAY_", "NGROK_")
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -134,7 +135,7 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def _refuse_typo(name: str, where: str) -> None:
-    known = [*names(), "NGROK_API_KEY", "SLIPWAY_UID", "SLIPWAY_GID"]
+    known = [*names(), *_COMPOSE_ONLY]
     if name in known:
         return
     close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.85)
@@ -162,3 +163,15 @@ def load(environ: Mapping[str, str], env_file: Path | None = None) -> Settings:
         name = str(first["loc"][0])
         what = first["msg"].removeprefix("Value error, ")
         raise Problem(f"{name}: {what}.", f"Mend {name} in .env ({known.get(name, '')})", 2) from None
+
+
+def environment(config: Settings, root: Path) -> dict[str, str]:
+    """Return {variable name: value} for a child process, with absolute paths and without any secret."""
+    values: dict[str, str] = {}
+    for name, field in Settings.model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, SecretStr):
+            continue
+        text = str((root / value).resolve()) if isinstance(value, Path) else str(value)
+        values[field.alias or name] = text.lower() if isinstance(value, bool) else text
+    return values

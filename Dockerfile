@@ -1,0 +1,23 @@
+# Two stages: the first has uv and builds the environment, the second has only what runs.
+FROM ghcr.io/astral-sh/uv:0.13 AS uv
+
+FROM python:3.13-slim-trixie AS build
+COPY --from=uv /uv /usr/local/bin/uv
+ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
+RUN uv venv --python /usr/local/bin/python3 /opt/venv
+COPY requirements.lock /build/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    VIRTUAL_ENV=/opt/venv uv pip install --require-hashes --no-deps -r /build/requirements.lock
+COPY slipway /app/slipway
+COPY server.py /app/
+RUN /opt/venv/bin/python -m compileall -q /app
+
+FROM python:3.13-slim-trixie
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build /app /app
+# bytecode is compiled above, and the file system is read-only anyway
+ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+WORKDIR /app
+USER 10001:10001
+EXPOSE 8000
+CMD ["python", "server.py", "http"]

