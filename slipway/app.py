@@ -31,6 +31,7 @@ from slipway.guards import HostGuard, public_host
 from slipway.identity import Challenge, SlipwayTokens, ToolScopes
 from slipway.sessions import AutoSessions, Body
 
+ROOT = Path(__file__).resolve().parent.parent
 MCP_PATH = "/mcp"
 MAX_EVENTS_PER_STREAM = 1000
 MAX_REMEMBERED_CLIENTS = 2000
@@ -94,7 +95,7 @@ class _Hosts:
 
     def __init__(self, config: settings.Settings) -> None:
         self._set = [host for host in config.allowed_hosts.split(",") if host]
-        self._file = public_url_file(config)
+        self._file = config.public_url_file
         self._seen = -1
         self._tunnel = ""
 
@@ -108,11 +109,6 @@ class _Hosts:
                 self._tunnel = public_host(self._file.read_text(encoding="utf-8").strip())
             self._seen = changed
         return [*self._set, self._tunnel] if self._tunnel else self._set
-
-
-def public_url_file(config: settings.Settings) -> Path:
-    """Return the file in which tunnel.py leaves the public URL while the tunnel is open."""
-    return config.state / "run" / "public_url"
 
 
 class OneSpelling:
@@ -249,7 +245,7 @@ def serve(mcp: FastMCP[Any]) -> None:
         SystemExit: with one line of cause and one of cure on stderr, when it cannot.
     """
     try:
-        config = settings.load(os.environ, Path(".env"))
+        config = settings.rooted(settings.load(os.environ, ROOT / ".env"), ROOT)
         app = build(mcp, config, tokens.ensure_secret(config.secret_file))
         listening = _bind(config.server_host, config.server_port)
     except Problem as problem:

@@ -94,6 +94,11 @@ class Settings(BaseModel):
         description="File of mode 600 with the signing secret.",
     )
 
+    @property
+    def public_url_file(self) -> Path:
+        """The file in which tunnel.py leaves the public URL while the tunnel is open."""
+        return self.state / "run" / "public_url"
+
 
 def names() -> dict[str, str]:
     """Return {variable name: help} of every setting."""
@@ -163,6 +168,12 @@ def load(environ: Mapping[str, str], env_file: Path | None = None) -> Settings:
         name = str(first["loc"][0])
         what = first["msg"].removeprefix("Value error, ")
         raise Problem(f"{name}: {what}.", f"Mend {name} in .env ({known.get(name, '')})", 2) from None
+
+
+def rooted(config: Settings, root: Path) -> Settings:
+    """Return the settings with their paths made absolute, relative ones taken from the checkout."""
+    paths = {"state": root / config.state, "secret_file": root / config.secret_file}
+    return config.model_copy(update=paths)
 
 
 def environment(config: Settings, root: Path) -> dict[str, str]:

@@ -1,0 +1,43 @@
+"""The command line of tokens: mint one and print it alone, or explain one. scripts/mint is its door."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from slipway import settings, tokens
+from slipway.errors import Problem
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(argv: list[str]) -> int:
+    """Print a token, or what a given one is. Returns: 0, or 1 for a token that would be refused."""
+    parser = argparse.ArgumentParser(
+        "scripts/mint", description="Prints a token and nothing else.", allow_abbrev=False
+    )
+    parser.add_argument("--subject", default="demo", help="whom it is for; whoami and the log say it (demo)")
+    parser.add_argument("--tools", default="*", metavar="a,b", help="tools that it may call (*)")
+    parser.add_argument("--ttl", default="1h", help="how long it lives: 30m, 1h30m, 2d (1h)")
+    parser.add_argument("--explain", metavar="TOKEN", help="say what a token is; - reads it from stdin")
+    chosen = parser.parse_args(argv)
+    path = ROOT / settings.load(os.environ, ROOT / ".env").secret_file
+    if chosen.explain is not None:
+        given = sys.stdin.read(1 << 20) if chosen.explain == "-" else chosen.explain
+        text, accepted = tokens.explain(tokens.read_secret(path) if path.exists() else None, given)
+        sys.stdout.write(text + "\n")
+        return 0 if accepted else 1
+    scope, ttl = tokens.tool_scope(chosen.tools), tokens.parse_ttl(chosen.ttl)
+    minted = tokens.mint(tokens.ensure_secret(path), subject=chosen.subject, scope=scope, ttl=ttl)
+    sys.stdout.write(minted.token + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Problem as problem:
+        sys.stderr.write(f"{problem}\n")
+        sys.exit(problem.exit_code)

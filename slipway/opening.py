@@ -1,0 +1,75 @@
+"""The URL that a run hands out: a tunnel opened and kept, one that is open already, or the local address."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from slipway import edge, processes, tunnels
+from slipway.errors import Problem
+from slipway.settings import Settings
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Where clients connect, and whether it was this run that opened it."""
+
+    url: str
+    public: bool
+    ours: bool
+
+
+@contextlib.contextmanager
+def opened(config: Settings, root: Path, *, url: str, public: bool, say: Callable[[str], None]) -> Iterator[Opening]:
+    """Open what was asked for, and close it however the block ends.
+
+    Args:
+        config: ports, authtoken and the state folder.
+        root: the checkout.
+        url: the user's own domain, or "" for the account's.
+        public: False opens nothing.
+        say: told what happens to the tunnel while it is open.
+    Raises:
+        Problem: the tunnel cannot be opened; its exit code tells which error of ngrok it was.
+    """
+    token = config.ngrok_authtoken.get_secret_value() or tunnels.users_authtoken()
+    if not public or not token:
+        if url and public:
+            cure = (
+                "Put NGROK_AUTHTOKEN=… into .env (dashboard.ngrok.com/get-started/your-authtoken), then ./scripts/up"
+            )
+            raise Problem("A public URL was asked for, but there is no ngrok authtoken.", cure, 10)
+        yield Opening(edge.local_url(config), public=False, ours=False)
+        return
+    record, note = root / config.state / "run" / "tunnel.json", root / config.public_url_file
+    if (found := processes.running(record)) and note.exists():
+        if url and url.rstrip("/") != note.read_text().strip():
+            raise Problem(
+                f"A tunnel is open already, at {note.read_text().strip()}.", "Stop it first: ./scripts/down", 11
+            )
+        say(f"the tunnel is open already (process {int(found['process'][0])}); this only prints")
+        yield Opening(note.read_text().strip() + "/mcp", public=True, ours=False)
+        return
+
+    def on_event(kind: str, message: str) -> None:
+        say(f"tunnel {kind}: {message}")
+
+    processes.write(record, {"process": processes.identity(os.getpid())})
+    try:
+        options = tunnels.TunnelOptions(
+            upstream=f"http://127.0.0.1:{config.edge_port}",
+            url=url or config.public_url or None,
+            authtoken=token,
+            ngrok_path=os.environ.get("PYNGROK_NGROK_PATH"),
+            config_dir=root / config.state / "ngrok",
+        )
+        with tunnels.open_tunnel(options, on_event) as tunnel:
+            # the server accepts this Host from now on, and no longer when the tunnel is gone
+            note.write_text(tunnel.public_url + "\n", encoding="utf-8")
+            yield Opening(tunnel.public_url + "/mcp", public=True, ours=True)
+    finally:
+        note.unlink(missing_ok=True)
+        record.unlink(missing_ok=True)

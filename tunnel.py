@@ -1,0 +1,152 @@
+"""Opens the public URL, mints a token, prints the client configuration, then shows who knocks.
+
+stdout is the product (configurations, or one JSON object with --json), stderr the story.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import pyperclip
+import segno
+from slipway.clients import CLIENTS, UnknownClient
+
+from slipway import edge, handout, knocks, opening, settings, tokens
+from slipway.errors import Problem
+
+ROOT = Path(__file__).resolve().parent
+EXAMPLES = """examples:
+  ./scripts/up                                  everything, then this
+  python tunnel.py --client cursor > mcp.json   one configuration alone on stdout
+  python tunnel.py --tools add --ttl 30m        a token for one tool, half an hour
+  python tunnel.py --json | jq -r .url          for scripts
+"""
+
+GO_PUBLIC = """
+To go public:
+  1. get a free account and its authtoken: dashboard.ngrok.com/get-started/your-authtoken
+  2. put it into .env:  NGROK_AUTHTOKEN=…
+  3. ./scripts/up"""
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """Parse the command line. Raises: SystemExit 2 with usage; Problem for a value that is no value."""
+    parser = argparse.ArgumentParser(
+        "tunnel.py", description=(__doc__ or "").split("\n")[0], epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--client", nargs="+", action="extend", default=[], metavar="NAME", help="print for these clients, or: all")
+    add("--name", default="slipway", help="name of the server in the configurations (slipway)")
+    add("--subject", default="demo", metavar="NAME", help="whom the token is for; whoami and the log say it (demo)")
+    add("--tools", default="*", metavar="a,b", help="tools that the token may call (*)")
+    add("--ttl", default="1h", help="how long the token lives: 30m, 1h30m, 2d (1h)")
+    add("--url", default="", metavar="https://my.domain", help="your own ngrok domain")
+    add("--json", action="store_true", help="one JSON object on stdout, once ready")
+    add("--qr", action="store_true", help="show the URL as a QR code")
+    add("--copy", action="store_true", help="copy the first configuration to the clipboard")
+    add("--list-clients", action="store_true", help="list the names for --client")
+    add("--no-public", action="store_true", help="open no public URL")
+    add("--check-arguments", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(argv)
+    handout.choose(chosen.client)
+    tokens.parse_ttl(chosen.ttl)
+    tokens.tool_scope(chosen.tools)
+    if chosen.url and not chosen.url.startswith("https://"):
+        raise Problem(f"{chosen.url!r} is no https URL.", "Write --url https://my.domain", 2)
+    return chosen
+
+
+def say(text: str) -> None:
+    """Tell the story on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(argv: list[str]) -> None:
+    """Run until Ctrl-C or SIGTERM."""
+    chosen = arguments(argv)
+    if chosen.list_clients:
+        for name, client in CLIENTS.items():
+            print(f"{name:<18} {client.title}{'' if client.bearer else ' (takes no bearer token)'}")
+        return
+    if chosen.check_arguments:
+        return
+    for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, _stop)
+    config = settings.load(os.environ, ROOT / ".env")
+    secret = tokens.read_secret(ROOT / config.secret_file)
+    edge.check(config)
+    scope, ttl = tokens.tool_scope(chosen.tools), tokens.parse_ttl(chosen.ttl)
+    minted = tokens.mint(secret, subject=chosen.subject, scope=scope, ttl=ttl)
+    wanted = chosen.url or config.public_url
+    with opening.opened(config, ROOT, url=wanted, public=not chosen.no_public, say=say) as door:
+        ca = edge.ca_file(config, ROOT)
+        tools = edge.verify(door.url, minted.token, None if door.public else ca, patience=15 if door.public else 5)
+        sheet = handout.Handout(chosen.name, door.url, door.public, edge.local_url(config), str(ca), minted)
+        logs = [knocks.Tail(ROOT / config.state / "log" / f"{name}.jsonl") for name in ("server", "edge")]
+        hand_out(sheet, chosen, tools)
+        if not door.public and not chosen.no_public:
+            say(GO_PUBLIC)
+        watch(logs, minted)
+
+
+def hand_out(sheet: handout.Handout, chosen: argparse.Namespace, tools: list[str]) -> None:
+    """Print the product and close stdout, so that a pipe sees its end while we go on watching."""
+    claims, names = sheet.minted.claims, handout.choose(chosen.client)
+    print(sheet.as_json() if chosen.json else sheet.as_text(names).rstrip("\n"), flush=True)
+    if not sys.stdout.isatty():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    say(f"\n{'public' if sheet.public else 'local'} URL  {sheet.url}")
+    left = tokens.duration(claims["exp"] - int(time.time()))
+    say(f"token       {claims['sub']}, {claims['scope']}, expires in {left} (jti {claims['jti']})")
+    say(f"verified    a real call listed {len(tools)} tools: {', '.join(tools[:8])}")
+    if not chosen.json:
+        for note in sheet.notes(names):
+            say(f"note        {note}")
+    if chosen.qr:
+        segno.make(sheet.url).terminal(out=sys.stderr, compact=True)
+    if chosen.copy:
+        try:
+            pyperclip.copy(sheet.as_json() if chosen.json else sheet.as_text(names[:1]))
+            say("copied to the clipboard")
+        except pyperclip.PyperclipException:
+            say("not copied: this machine has no clipboard program (Linux: apt install xclip or wl-clipboard)")
+
+
+def watch(logs: list[knocks.Tail], minted: tokens.Minted) -> None:
+    """Print a line for everyone who knocks, until a signal ends it."""
+    say("\nwho knocks (Ctrl-C ends it):")
+    warn_at = minted.claims["exp"] - 300
+    while True:
+        for tail in logs:
+            for knock in map(knocks.parse, tail.lines()):
+                if knock and not knock.client.startswith(edge.USER_AGENT):
+                    say(knocks.render(knock))
+        if warn_at and time.time() > warn_at:
+            warn_at = 0
+            say(f"the token of {minted.claims['sub']} expires in 5 min: scripts/mint makes another")
+        time.sleep(0.2)  # log files have no event to wait for that works on every system
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    # SystemExit, so that every `with` closes what it opened: after SIGTERM no atexit handler would run
+    for again in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(again, signal.SIG_IGN)
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (Problem, UnknownClient) as problem:
+        say(str(problem))
+        sys.exit(getattr(problem, "exit_code", 2))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
