@@ -1,0 +1,324 @@
+"""Which client takes which configuration: one row per client, rendered to the exact text to paste. Pure."""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import json
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+LATEST_REMOTE = "mcp-remote@latest"
+
+
+class UnknownClient(ValueError):
+    """A name that is no row; the message lists the close ones and the command that lists all."""
+
+    def __init__(self, name: str) -> None:
+        close = difflib.get_close_matches(name, [*CLIENTS, "all"], n=3, cutoff=0.4)
+        meant = f" Did you mean {', '.join(close)}?" if close else ""
+        super().__init__(f"There is no client {name!r}.{meant}\n  → List them: python tunnel.py --list-clients")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What a client connects to.
+
+    Attributes:
+        name: of the server in the configuration.
+        url: https://…/mcp.
+        token: the bearer token.
+        ca_file: root certificate of a local CA, or None where the system trusts the URL's certificate.
+    """
+
+    name: str
+    url: str
+    token: str
+    ca_file: str | None = None
+
+    @property
+    def bearer(self) -> str:
+        """The value of the Authorization header."""
+        return f"Bearer {self.token}"
+
+    @property
+    def slug(self) -> str:
+        """The name as hosts take it that allow letters, digits, - and _ only."""
+        return re.sub(r"[^A-Za-z0-9_-]+", "-", self.name).strip("-") or "slipway"
+
+    @property
+    def snake(self) -> str:
+        """The name for hosts that allow no - either."""
+        return self.slug.replace("-", "_")
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine reaches the URL."""
+        return urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """One configuration: what kind of text, where it goes, the text itself, and a note to read aloud."""
+
+    kind: str
+    path: str
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Client:
+    """A row: a client, where its configuration goes, how it is rendered, and what it can do.
+
+    Attributes:
+        title: as its makers write it.
+        kind: json, toml, yaml, shell, python, typescript or text.
+        path: file or place for the text.
+        render: Endpoint → text.
+        trust: how the client learns to trust a local CA: node, env, given (already in the text) or remote (cannot).
+        bearer: whether it takes a bearer token at all.
+        note: what its user should know.
+    """
+
+    title: str
+    kind: str
+    path: str
+    render: Callable[[Endpoint], str]
+    trust: str = "node"
+    bearer: bool = True
+    note: str = ""
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """Quote for TOML basic strings and YAML double quotes alike: JSON's form is valid in both."""
+    return json.dumps(text).replace("\x7f", "\\u007f")
+
+
+def _headers(e: Endpoint) -> dict[str, Any]:
+    return {"headers": {"Authorization": e.bearer}}
+
+
+def _servers(**first: Any) -> Callable[[Endpoint], str]:
+    """Return a renderer of mcpServers.{name} = {first…, url, headers}."""
+    return lambda e: _json({"mcpServers": {e.slug: {**first, "url": e.url, **_headers(e)}}})
+
+
+def _bridge(e: Endpoint) -> dict[str, Any]:
+    """mcp-remote as a stdio server. No space after the colon: npx on Windows splits arguments at spaces."""
+    arguments = ["-y", LATEST_REMOTE, e.url, "--transport", "http-only", "--header", "Authorization:${AUTH_HEADER}"]
+    environment = {"AUTH_HEADER": e.bearer}
+    if e.ca_file:
+        environment["NODE_EXTRA_CA_CERTS"] = e.ca_file
+    return {"command": "npx", "args": arguments, "env": environment}
+
+
+def _command(*words: str, node: bool = True, environment: dict[str, str] | None = None) -> Callable[[Endpoint], str]:
+    """Return a renderer of one shell line; {url}, {bearer}, {token}, {slug}, {snake} are filled in and quoted."""
+
+    def render(e: Endpoint) -> str:
+        facts = {"url": e.url, "bearer": e.bearer, "token": e.token, "slug": e.slug, "snake": e.snake}
+        line = [f"{name}={shlex.quote(value.format(**facts))}" for name, value in (environment or {}).items()]
+        if e.ca_file:
+            line.insert(0, f"{'NODE_EXTRA_CA_CERTS' if node else 'SSL_CERT_FILE'}={shlex.quote(e.ca_file)}")
+        return " ".join([*line, *(shlex.quote(word.format(**facts)) for word in words)]) + "\n"
+
+    return render
+
+
+def _vscode(e: Endpoint) -> str:
+    return _json({"servers": {e.slug: {"type": "http", "url": e.url, **_headers(e)}}})
+
+
+def _codex(e: Endpoint) -> str:
+    header = f'http_headers = {{ "Authorization" = {_quoted(e.bearer)} }}'
+    return f"[mcp_servers.{e.snake}]\nurl = {_quoted(e.url)}\n{header}\n"
+
+
+def _continue(e: Endpoint) -> str:
+    return (
+        f"name: {_quoted(e.slug)}\nversion: 0.0.1\nschema: v1\nmcpServers:\n  - name: {_quoted(e.slug)}\n"
+        f"    type: streamable-http\n    url: {_quoted(e.url)}\n    requestOptions:\n      headers:\n"
+        f"        Authorization: {_quoted(e.bearer)}\n"
+    )
+
+
+def _goose(e: Endpoint) -> str:
+    return (
+        f"extensions:\n  {_quoted(e.slug)}:\n    enabled: true\n    type: streamable_http\n    name: {_quoted(e.slug)}\n"
+        f"    description: MCP server served by Slipway\n    uri: {_quoted(e.url)}\n    headers:\n"
+        f"      Authorization: {_quoted(e.bearer)}\n    timeout: 300\n"
+    )
+
+
+def _claude_ai(e: Endpoint) -> str:
+    return (
+        "Settings → Connectors → Add custom connector\n"
+        f"  Name            {e.slug}\n  URL             {e.url}\n"
+        f"  Request header  Authorization\n  Value           {e.bearer}\n"
+    )
+
+
+def _chatgpt(e: Endpoint) -> str:
+    return (
+        "ChatGPT takes OAuth or no authentication; it has no field for a bearer token, so this token cannot be used there.\n"
+        f"  URL     {e.url}\n"
+        "  Instead: use the same models through the OpenAI Responses API, which takes the token:\n"
+        "           python tunnel.py --client openai-api\n"
+    )
+
+
+def _openai(e: Endpoint) -> str:
+    tool = {"type": "mcp", "server_label": e.snake, "server_url": e.url, "authorization": e.token}
+    return _json({"tools": [{**tool, "require_approval": "always"}]})
+
+
+def _anthropic(e: Endpoint) -> str:
+    server = {"type": "url", "name": e.slug, "url": e.url, "authorization_token": e.token}
+    return _json({"mcp_servers": [server], "tools": [{"type": "mcp_toolset", "mcp_server_name": e.slug}]})
+
+
+def _curl(e: Endpoint) -> str:
+    words = ["curl", "-sS", "-N", *(["--cacert", e.ca_file] if e.ca_file else []), e.url]
+    for header in (f"Authorization: {e.bearer}", "Accept: application/json, text/event-stream",
+                   "Content-Type: application/json"):  # fmt: skip
+        words += ["-H", header]
+    words += ["-d", '{"jsonrpc":"2.0","id":1,"method":"tools/list"}']
+    return " ".join(shlex.quote(word) for word in words) + "\n"
+
+
+def _python(e: Endpoint) -> str:
+    trust = f", verify=ssl.create_default_context(cafile={e.ca_file!r})" if e.ca_file else ""
+    return (
+        f"import asyncio\n{'import ssl' + chr(10) if e.ca_file else ''}\nfrom fastmcp import Client\n\n\n"
+        f"async def main():\n    async with Client({e.url!r}, auth={e.token!r}{trust}) as client:\n"
+        "        print(await client.list_tools())\n\n\nasyncio.run(main())\n"
+    )
+
+
+def _python_sdk(e: Endpoint) -> str:
+    trust = f", verify=ssl.create_default_context(cafile={e.ca_file!r})" if e.ca_file else ""
+    return (
+        f"import asyncio\n{'import ssl' + chr(10) if e.ca_file else ''}\nimport httpx2\nfrom mcp import Client\n"
+        "from mcp.client.streamable_http import streamable_http_client\n\n\nasync def main():\n"
+        f"    headers = {{'Authorization': {e.bearer!r}}}\n    timeout = httpx2.Timeout(30, read=300)\n"
+        f"    async with httpx2.AsyncClient(headers=headers, timeout=timeout{trust}) as http:\n"
+        f"        async with Client(streamable_http_client({e.url!r}, http_client=http)) as client:\n"
+        "            print(await client.list_tools())\n\n\nasyncio.run(main())\n"
+    )
+
+
+def _typescript(e: Endpoint) -> str:
+    url, bearer = json.dumps(e.url), json.dumps(e.bearer)
+    return (
+        'import { Client, StreamableHTTPClientTransport } from "@modelcontextprotocol/client";\n\n'
+        f"const transport = new StreamableHTTPClientTransport(new URL({url}), {{\n"
+        f"  requestInit: {{ headers: {{ Authorization: {bearer} }} }},\n}});\n"
+        'const client = new Client({ name: "my-client", version: "1.0.0" });\nawait client.connect(transport);\n'
+        "console.log(await client.listTools());\nawait client.close();\n"
+    )
+
+
+_INSPECT = ("--transport", "http", "--header", "Authorization: {bearer}", "--method", "tools/list")
+
+CLIENTS: dict[str, Client] = {
+    "claude-code": Client("Claude Code", "json", ".mcp.json", _servers(type="http")),
+    "claude-code-cli": Client("Claude Code, by command", "shell", "terminal", _command(
+        "claude", "mcp", "add", "--transport", "http", "--scope", "project", "{slug}", "{url}",
+        "--header", "Authorization: {bearer}")),
+    "claude-desktop": Client("Claude Desktop", "json", "claude_desktop_config.json",
+        lambda e: _json({"mcpServers": {e.slug: _bridge(e)}}), "given",
+        note="needs Node; restart Claude Desktop after the edit (a plain url entry does not work there)."),
+    "claude-ai": Client("claude.ai", "text", "web UI → Settings → Connectors", _claude_ai, "remote",
+        note="request headers need a Pro, Max or Team plan."),
+    "chatgpt": Client("ChatGPT", "text", "web UI → Settings → Apps & Connectors", _chatgpt, "remote", bearer=False,
+        note="takes OAuth or nothing, no bearer token; use --client openai-api meanwhile."),
+    "cursor": Client("Cursor", "json", "~/.cursor/mcp.json", _servers()),
+    "vscode": Client("VS Code", "json", ".vscode/mcp.json", _vscode),
+    "vscode-cli": Client("VS Code, by command", "shell", "terminal", lambda e: shlex.join(
+        ["code", "--add-mcp", json.dumps({"name": e.slug, "type": "http", "url": e.url, **_headers(e)})]) + "\n"),
+    "windsurf": Client("Windsurf / Devin Desktop", "json", "~/.codeium/windsurf/mcp_config.json",
+        lambda e: _json({"mcpServers": {e.slug: {"serverUrl": e.url, **_headers(e)}}})),
+    "zed": Client("Zed", "json", "~/.config/zed/settings.json",
+        lambda e: _json({"context_servers": {e.slug: {"url": e.url, **_headers(e)}}}), "env"),
+    "cline": Client("Cline", "json", "~/.cline/data/settings/cline_mcp_settings.json", lambda e: _json(
+        {"mcpServers": {e.slug: {"transport": {"type": "streamableHttp", "url": e.url, **_headers(e)}}}})),
+    "roo": Client("Roo Code", "json", ".roo/mcp.json", _servers(type="streamable-http")),
+    "continue": Client("Continue", "yaml", ".continue/mcpServers/slipway.yaml", _continue),
+    "goose": Client("Goose", "yaml", "~/.config/goose/config.yaml", _goose, "env"),
+    "gemini": Client("Gemini CLI", "json", ".gemini/settings.json",
+        lambda e: _json({"mcpServers": {e.slug: {"url": e.url, "type": "http", **_headers(e)}}})),
+    "gemini-cli": Client("Gemini CLI, by command", "shell", "terminal", _command(
+        "gemini", "mcp", "add", "-s", "user", "-t", "http", "-H", "Authorization: {bearer}", "{slug}", "{url}")),
+    "codex": Client("Codex CLI", "toml", "~/.codex/config.toml", _codex, "env"),
+    "opencode": Client("opencode", "json", "opencode.json", lambda e: _json(
+        {"$schema": "https://opencode.ai/config.json",
+         "mcp": {e.slug: {"type": "remote", "url": e.url, "enabled": True, **_headers(e)}}})),
+    "kiro": Client("Kiro", "json", "~/.kiro/settings/mcp.json", _servers()),
+    "jetbrains": Client("JetBrains AI Assistant", "json", "Settings → Tools → AI Assistant → MCP → Add → As JSON",
+        lambda e: _json({"mcpServers": {e.slug: _bridge(e)}}), "given", note="through mcp-remote, which needs Node."),
+    "lm-studio": Client("LM Studio", "json", "~/.lmstudio/mcp.json", _servers()),
+    "openai-api": Client("OpenAI Responses API", "json", "request body", _openai, "remote"),
+    "anthropic-api": Client("Anthropic Messages API", "json", "request body", _anthropic, "remote",
+        note="send the header anthropic-beta: mcp-client-2025-11-20."),
+    "inspector": Client("MCP Inspector", "shell", "terminal", _command(
+        "npx", "-y", "@modelcontextprotocol/inspector@latest", "--cli", "{url}", *_INSPECT), "given",
+        note="needs Node 22.19 or newer."),
+    "mcp-remote": Client("mcp-remote", "shell", "terminal", _command(
+        "npx", "-y", LATEST_REMOTE, "{url}", "--transport", "http-only", "--header", "Authorization:${{AUTH_HEADER}}",
+        environment={"AUTH_HEADER": "{bearer}"}), "given"),
+    "json": Client("any other client", "json", "where it keeps mcpServers", _servers(type="http"), "env"),
+    "curl": Client("curl", "shell", "terminal", _curl, "given"),
+    "python": Client("Python, fastmcp", "python", "a script", _python, "given"),
+    "python-sdk": Client("Python, official SDK", "python", "a script", _python_sdk, "given"),
+    "typescript": Client("TypeScript SDK", "typescript", "a module", _typescript),
+    "fastmcp": Client("fastmcp's command line", "shell", "terminal",
+        _command("fastmcp", "list", "{url}", "--auth", "{token}", node=False), "given"),
+}  # fmt: skip
+
+DEFAULT_CHOICE = ("claude-code", "cursor", "vscode", "codex", "json")
+
+_TRUST = {
+    "node": "start it with NODE_EXTRA_CA_CERTS={ca} in its environment (a .env file has no effect), or it will not "
+    "trust the local certificate.",
+    "env": "it must trust the local CA: SSL_CERT_FILE={ca} (or NODE_EXTRA_CA_CERTS for a Node client) in its environment.",
+    "given": "",
+    "remote": "it runs elsewhere and cannot reach this local URL: open a public one first.",
+}
+
+
+def render(name: str, endpoint: Endpoint) -> Snippet:
+    """Render one client's configuration.
+
+    Raises:
+        UnknownClient: with the close matches.
+    """
+    client = CLIENTS.get(name)
+    if client is None:
+        raise UnknownClient(name)
+    trust = _TRUST[client.trust].format(ca=endpoint.ca_file) if endpoint.ca_file and endpoint.local else ""
+    return Snippet(client.kind, client.path, client.render(endpoint), " ".join(filter(None, (trust, client.note))))
+
+
+def deeplink(name: str, endpoint: Endpoint) -> str | None:
+    """Return a link that installs the server in this client, or None. It carries the token into histories: say so."""
+    plain = {"url": endpoint.url, **_headers(endpoint)}
+    whole = quote(json.dumps({"name": endpoint.slug, "type": "http", **plain}), safe="")
+    inner = quote(base64.b64encode(json.dumps(plain).encode()).decode(), safe="")
+    server = quote(endpoint.slug, safe="")
+    return {
+        "cursor": f"cursor://anysphere.cursor-deeplink/mcp/install?name={server}&config={inner}",
+        "lm-studio": f"lmstudio://add_mcp?name={server}&config={inner}",
+        "vscode": f"vscode:mcp/install?{whole}",
+        "kiro": f"https://kiro.dev/launch/mcp/add?name={server}&config={quote(json.dumps(plain), safe='')}",
+        "goose": f"goose://extension?url={quote(endpoint.url, safe='')}&type=streamable_http&id={server}&name={server}"
+        f"&description=Slipway&timeout=300&header={quote('Authorization=' + endpoint.bearer, safe='')}",
+    }.get(name)
