@@ -15,9 +15,9 @@ from types import FrameType
 
 import pyperclip
 import segno
-from slipway.clients import CLIENTS, UnknownClient
 
 from slipway import edge, handout, knocks, opening, settings, tokens
+from slipway.clients import CLIENTS, UnknownClient
 from slipway.errors import Problem
 
 ROOT = Path(__file__).resolve().parent

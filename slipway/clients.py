@@ -153,9 +153,9 @@ def _continue(e: Endpoint) -> str:
 
 def _goose(e: Endpoint) -> str:
     return (
-        f"extensions:\n  {_quoted(e.slug)}:\n    enabled: true\n    type: streamable_http\n    name: {_quoted(e.slug)}\n"
-        f"    description: MCP server served by Slipway\n    uri: {_quoted(e.url)}\n    headers:\n"
-        f"      Authorization: {_quoted(e.bearer)}\n    timeout: 300\n"
+        f"extensions:\n  {_quoted(e.slug)}:\n    enabled: true\n    type: streamable_http\n"
+        f"    name: {_quoted(e.slug)}\n    description: MCP server served by Slipway\n"
+        f"    uri: {_quoted(e.url)}\n    headers:\n      Authorization: {_quoted(e.bearer)}\n    timeout: 300\n"
     )
 
 
@@ -169,7 +169,7 @@ def _claude_ai(e: Endpoint) -> str:
 
 def _chatgpt(e: Endpoint) -> str:
     return (
-        "ChatGPT takes OAuth or no authentication; it has no field for a bearer token, so this token cannot be used there.\n"
+        "ChatGPT takes OAuth or no authentication. It has no field for a bearer token: this one is of no use.\n"
         f"  URL     {e.url}\n"
         "  Instead: use the same models through the OpenAI Responses API, which takes the token:\n"
         "           python tunnel.py --client openai-api\n"
@@ -289,7 +289,7 @@ DEFAULT_CHOICE = ("claude-code", "cursor", "vscode", "codex", "json")
 _TRUST = {
     "node": "start it with NODE_EXTRA_CA_CERTS={ca} in its environment (a .env file has no effect), or it will not "
     "trust the local certificate.",
-    "env": "it must trust the local CA: SSL_CERT_FILE={ca} (or NODE_EXTRA_CA_CERTS for a Node client) in its environment.",
+    "env": "start it with SSL_CERT_FILE={ca} in its environment (Node: NODE_EXTRA_CA_CERTS), to trust the local CA.",
     "given": "",
     "remote": "it runs elsewhere and cannot reach this local URL: open a public one first.",
 }
@@ -319,6 +319,6 @@ def deeplink(name: str, endpoint: Endpoint) -> str | None:
         "lm-studio": f"lmstudio://add_mcp?name={server}&config={inner}",
         "vscode": f"vscode:mcp/install?{whole}",
         "kiro": f"https://kiro.dev/launch/mcp/add?name={server}&config={quote(json.dumps(plain), safe='')}",
-        "goose": f"goose://extension?url={quote(endpoint.url, safe='')}&type=streamable_http&id={server}&name={server}"
-        f"&description=Slipway&timeout=300&header={quote('Authorization=' + endpoint.bearer, safe='')}",
+        "goose": f"goose://extension?url={quote(endpoint.url, safe='')}&type=streamable_http&id={server}"
+        f"&name={server}&description=Slipway&timeout=300&header={quote('Authorization=' + endpoint.bearer, safe='')}",
     }.get(name)

@@ -28,7 +28,8 @@ class Handout:
 
     def expires_at(self) -> str:
         """Return the time of expiry, ISO 8601 in UTC."""
-        return datetime.fromtimestamp(self.minted.claims["exp"], UTC).isoformat().replace("+00:00", "Z")
+        moment = datetime.fromtimestamp(self.minted.claims["exp"], UTC)
+        return moment.isoformat().replace("+00:00", "Z")
 
     def as_json(self) -> str:
         """Return the one JSON object of `--json`, with every client."""

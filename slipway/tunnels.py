@@ -1,0 +1,257 @@
+"""The ngrok tunnel through pyngrok: open, watch, bring back, close. The only room that knows pyngrok."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import yaml
+from pyngrok import conf, ngrok
+from pyngrok.exception import PyngrokError
+from pyngrok.log import NgrokLog
+
+from slipway import ngrok_errors, processes
+
+_DROPPED = ("session closed", "heartbeat timeout", "failed to reconnect", "session closing")
+_BACK = ("tunnel session started", "client session established")
+_CLOSE_TIMEOUT = 5.0  # seconds
+_MAX_DELAY = 30.0  # seconds between tries to bring a dead agent back
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class TunnelOptions:
+    """What to open.
+
+    Attributes:
+        upstream: a full URL; pyngrok turns host:port into http://localhost:host:port.
+        authtoken: never logged, never on a command line; it goes into our ngrok.yml of mode 600.
+        config_dir: folder of that file.
+        name: of the endpoint.
+        url: the user's own domain, or None for the account's.
+        ngrok_path: the agent, or None for pyngrok's own copy.
+        startup_timeout: seconds that the agent may take to get ready.
+    """
+
+    upstream: str
+    authtoken: str = field(repr=False)
+    config_dir: Path
+    name: str = "slipway"
+    url: str | None = None
+    ngrok_path: str | None = None
+    startup_timeout: int = 15
+
+
+def users_authtoken() -> str:
+    """Return the authtoken of the user's own ngrok.yml (`ngrok config add-authtoken`), or ""."""
+    try:
+        content = yaml.safe_load(Path(conf.DEFAULT_NGROK_CONFIG_PATH).read_text(encoding="utf-8")) or {}
+        return str(content.get("authtoken") or content.get("agent", {}).get("authtoken") or "")
+    except (OSError, yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        return ""
+
+
+def end_agents(config_dir: Path) -> int:
+    """End agents that use our ngrok.yml, an earlier run's orphans too. Returns: how many there were."""
+    ours, count = str(_config_path(config_dir)), 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            # our own file on its command line: a recycled pid can not look like that
+            if ours in process.cmdline() and process.pid != os.getpid():
+                processes.end(process)
+                count += 1
+    return count
+
+
+def _config_path(config_dir: Path) -> Path:
+    return config_dir.resolve() / "ngrok.yml"
+
+
+class Tunnel:
+    """An open tunnel. A thread watches its agent and brings it back when it dies."""
+
+    def __init__(self, options: TunnelOptions, on_event: Callable[[str, str], None]) -> None:
+        self._options = options
+        self._on_event = on_event
+        self._closing = threading.Event()
+        self._config = self._configure()
+        self._online = False
+        self.public_url = ""
+
+    def _configure(self) -> conf.PyngrokConfig:
+        path = _config_path(self._options.config_dir)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            web_port = probe.getsockname()[1]
+        agent = {
+            "authtoken": self._options.authtoken, "web_addr": f"127.0.0.1:{web_port}",
+            # nothing is recorded: whoever reaches the agent's port could read Authorization headers
+            "inspect_db_size": -1,
+        }  # fmt: skip
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+            yaml.safe_dump({"version": "3", "agent": agent}, stream)
+        config = conf.PyngrokConfig(
+            ngrok_path=self._options.ngrok_path,
+            config_path=str(path),
+            log_event_callback=self._on_log,
+            startup_timeout=self._options.startup_timeout,
+            # Ctrl-C must not reach the agent before our clean close
+            start_new_session=True,
+        )
+        # pyngrok fills it from the environment and would put it on the command line, which `ps` shows
+        config.auth_token = None
+        return config
+
+    def open(self) -> None:
+        """Start the agent and open the endpoint.
+
+        Raises:
+            TunnelError: with cause, cure and exit code.
+        """
+        end_agents(self._options.config_dir)
+        _spare_loopback_from_proxies()
+        connected = self._bounded(self._connect, self._options.startup_timeout + 10.0)
+        self.public_url = str(connected.public_url).rstrip("/")
+        self._online = True
+        threading.Thread(target=self._watch, args=(self._process(),), daemon=True).start()
+
+    def _connect(self) -> ngrok.NgrokTunnel:
+        wanted: dict[str, Any] = {"url": self._options.url} if self._options.url else {}
+        # pyngrok tells of its download on stdout, which is the product's
+        with contextlib.redirect_stdout(sys.stderr):
+            return ngrok.connect(
+                self._options.upstream,
+                name=self._options.name,
+                pyngrok_config=self._config,
+                inspect=False,
+                **wanted,
+            )
+
+    def _process(self) -> psutil.Process:
+        return psutil.Process(ngrok.get_ngrok_process(self._config).proc.pid)
+
+    def _bounded(self, call: Callable[[], Result], seconds: float) -> Result:
+        """Run a pyngrok call that may hang for ever: it reads the agent's output without a time limit."""
+        outcome: list[Result] = []
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                outcome.append(call())
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            thread.join(seconds)
+        finally:
+            if thread.is_alive() or failure:
+                end_agents(self._options.config_dir)  # its end of file also ends the thread
+        if outcome:
+            return outcome[0]
+        if not failure:
+            raise ngrok_errors.TunnelError(*ngrok_errors.ROWS["silent"])
+        error = failure[0]
+        if not isinstance(error, PyngrokError | OSError):
+            raise error
+        raise ngrok_errors.explain(_all_that_was_said(error), self._options.authtoken) from None
+
+    def _on_log(self, line: NgrokLog) -> None:
+        text = f"{line.msg or ''} {getattr(line, 'err', None) or ''}"
+        if self._closing.is_set() or not self.public_url:
+            return
+        if self._online and any(word in text for word in _DROPPED):
+            self._online = False
+            self._on_event("dropped", "the agent lost its session with ngrok; it reconnects by itself")
+        elif not self._online and any(word in text for word in _BACK):
+            self._online = True
+            self._on_event("back", f"{self.public_url} is online again")
+
+    def _watch(self, agent: psutil.Process) -> None:
+        """Wait for the agent's end; unless we closed it, open again, ever more slowly."""
+        delay = 0.5
+        while not self._closing.is_set():
+            with contextlib.suppress(psutil.Error):
+                agent.wait()
+            if self._closing.is_set():
+                return
+            self._online = False
+            self._on_event("died", "the ngrok agent ended; opening again")
+            while not self._closing.is_set():
+                try:
+                    end_agents(self._options.config_dir)
+                    ngrok.kill(self._config)
+                    connected = self._bounded(self._connect, self._options.startup_timeout + 10.0)
+                    agent, delay = self._process(), 0.5
+                    break
+                except ngrok_errors.TunnelError as error:
+                    self._on_event("waiting", f"{error.cause} Next try in {delay:.0f} s.")
+                    self._closing.wait(delay)
+                    delay = min(delay * 2, _MAX_DELAY)
+            else:
+                return
+            before, self.public_url = self.public_url, str(connected.public_url).rstrip("/")
+            self._online = True
+            if before == self.public_url:
+                self._on_event("back", f"{self.public_url} is online again")
+            else:
+                self._on_event(
+                    "moved", f"the URL is now {self.public_url} (it was {before}): clients need the new one"
+                )
+
+    def close(self) -> None:
+        """Take the endpoint offline and end the agent. Never raises, never hangs, never leaves an agent."""
+        self._closing.set()
+        closer = threading.Thread(target=self._disconnect, daemon=True)
+        closer.start()
+        closer.join(_CLOSE_TIMEOUT)
+        with contextlib.suppress(Exception):
+            ngrok.kill(self._config)
+        end_agents(self._options.config_dir)
+
+    def _disconnect(self) -> None:
+        with contextlib.suppress(Exception):
+            if self.public_url and self._online:
+                ngrok.disconnect(self.public_url, self._config)
+
+
+@contextlib.contextmanager
+def open_tunnel(options: TunnelOptions, on_event: Callable[[str, str], None]) -> Iterator[Tunnel]:
+    """Open a tunnel for the length of a block.
+
+    Args:
+        on_event: called from other threads with (kind, message); kinds: dropped, back, died, waiting, moved.
+    Raises:
+        TunnelError: with cause, cure and exit code.
+    """
+    tunnel = Tunnel(options, on_event)
+    try:
+        tunnel.open()
+        yield tunnel
+    finally:
+        tunnel.close()
+
+
+def _all_that_was_said(error: BaseException) -> str:
+    """Endpoint errors carry their code in the body only, start-up errors in the text."""
+    logs = [str(getattr(line, "err", "") or "") for line in getattr(error, "ngrok_logs", None) or []]
+    parts = [type(error).__name__, str(error), getattr(error, "body", ""), getattr(error, "ngrok_error", ""), *logs]
+    return "\n".join(str(part) for part in parts if part)
+
+
+def _spare_loopback_from_proxies() -> None:
+    """Keep pyngrok's calls to the agent on loopback off the proxy: its urllib asks the environment."""
+    for name in ("no_proxy", "NO_PROXY"):
+        known = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join(dict.fromkeys([*known, "127.0.0.1", "localhost"]))
