@@ -110,7 +110,7 @@ def parse_ttl(text: str) -> int:
     Raises:
         Problem: not a duration, zero, or more than a year.
     """
-    parts = re.findall(r"(\d+)([smhd])", text.strip().lower())
+    parts = re.findall(r"([0-9]+)([smhd])", text.strip().lower())
     seconds = sum(int(number) * _UNITS[unit] for number, unit in parts)
     if "".join(number + unit for number, unit in parts) != text.strip().lower() or not 0 < seconds <= MAX_TTL:
         raise Problem(f"{text!r} is no time to live.", "Write it as 90s, 15m, 1h30m, 2h or 7d (366 days at most)", 2)
