@@ -93,7 +93,9 @@ def from_edge(line: dict[str, Any]) -> Knock | None:
         return None
     request = line.get("request", {})
     headers = request.get("headers", {})
-    agent = (headers.get("User-Agent") or [""])[0]
+    agent, origin = ((headers.get(name) or [""])[0] for name in ("User-Agent", "Origin"))
+    if refused == "origin":
+        refused = f"origin {origin} is not in SLIPWAY_ALLOWED_ORIGINS"
     return Knock(
         time=float(line.get("ts", 0)),
         http=str(request.get("method", "")),
