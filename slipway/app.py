@@ -141,7 +141,8 @@ class KnockLog:
         knock.request_id = knocks.request_id(headers.get("x-request-id"))
         body = Body(receive)
         scope["slipway.knock"], scope["slipway.body"] = knock, body
-        if scope["method"] == "POST":
+        # of a DELETE too: where sessions are "auto", two apps may ask for the body, and it comes only once
+        if scope["method"] in ("POST", "DELETE"):
             await body.read()
         started = time.perf_counter()
         written = scope["path"] in ("/healthz", "/readyz") or scope.get("slipway.quiet", False)

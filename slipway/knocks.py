@@ -11,11 +11,13 @@ import logging
 import logging.handlers
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,15 @@ class Knock:
 current: ContextVar[Knock | None] = ContextVar("knock", default=None)
 
 
+class _PrivateFile(logging.handlers.RotatingFileHandler):
+    """A rotated log of mode 600, the fresh file after a rotation too."""
+
+    def _open(self) -> TextIOWrapper:
+        return os.fdopen(
+            os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8"
+        )
+
+
 def open_log(path: Path, *, also_stdout: bool = False) -> logging.Logger:
     """Return a logger that writes bare lines to a rotated file of mode 600.
 
@@ -60,14 +71,11 @@ def open_log(path: Path, *, also_stdout: bool = False) -> logging.Logger:
         logger.removeHandler(handler)
         handler.close()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)
     # a full disk must not end a request
     logging.raiseExceptions = False
-    logger.addHandler(
-        logging.handlers.RotatingFileHandler(path, maxBytes=MAX_LOG_BYTES, backupCount=3, encoding="utf-8")
-    )
+    logger.addHandler(_PrivateFile(path, maxBytes=MAX_LOG_BYTES, backupCount=3))
     if also_stdout:
-        logger.addHandler(logging.StreamHandler())
+        logger.addHandler(logging.StreamHandler(sys.stdout))
     for handler in logger.handlers:
         handler.setFormatter(logging.Formatter("%(message)s"))
     return logger
@@ -92,15 +100,14 @@ def from_edge(line: dict[str, Any]) -> Knock | None:
     if not refused:
         return None
     request = line.get("request", {})
-    headers = request.get("headers", {})
-    agent, origin = ((headers.get(name) or [""])[0] for name in ("User-Agent", "Origin"))
     if refused == "origin":
-        refused = f"origin {origin} is not in SLIPWAY_ALLOWED_ORIGINS"
+        refused = f"origin {line.get('origin', '')} is not in SLIPWAY_ALLOWED_ORIGINS"
     return Knock(
         time=float(line.get("ts", 0)),
         http=str(request.get("method", "")),
         path=str(request.get("uri", "")).split("?")[0],
-        client=agent,
+        request_id=str(line.get("request_id", "")),
+        client=str(line.get("agent", "")),
         status=int(line.get("status", 0)),
         ms=float(line.get("duration", 0)) * 1000,
         reason=str(refused),
@@ -123,8 +130,8 @@ def render(knock: Knock) -> str:
     what = f"{knock.method} {knock.tool}".strip() or f"{knock.http} {knock.path}"
     moment = datetime.fromtimestamp(knock.time).strftime("%H:%M:%S")
     line = (
-        f"{moment} {printable(knock.client or 'unknown client', 32):<22} {printable(knock.era, 10):<10} "
-        f"{printable(what, 40):<22} {knock.status:>3} {knock.ms:>6.0f} ms"
+        f"{moment} {printable(knock.client or 'unknown client', 24):<15} {printable(knock.era, 10):<10} "
+        f"{printable(what, 40):<20} {knock.status:>3} {knock.ms:>5.0f} ms"
     )
     if knock.subject:
         line += f" {printable(knock.subject, 32)}"

@@ -107,6 +107,11 @@ ROWS: dict[str, tuple[str, str, int]] = {
         "Install it (ngrok.com/download) and set PYNGROK_NGROK_PATH to it, " + _AGAIN,
         38,
     ),
+    "unable to start": (
+        "The ngrok agent ended before it was ready.",
+        "Run it by hand to see why: PYNGROK_NGROK_PATH (or .venv/bin/ngrok) with the argument version",
+        41,
+    ),
     r"no records|no such host|failed to reconnect|network is unreachable|i/o timeout|dial tcp": (
         "The ngrok agent cannot reach ngrok's service.",
         "Check the network (some venues block tunnels); locally all works: --no-public",

@@ -18,7 +18,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from slipway import compose, processes, settings, tokens
+from slipway import compose, processes, settings, tokens, tunnels
 from slipway.errors import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -230,9 +230,9 @@ def up(*, local: bool) -> None:
 def down() -> None:
     """Stop everything that up and tunnel.py started; running it twice is harmless."""
     config = settings.load(os.environ, ROOT / ".env")
-    for name in ("tunnel", "agent"):
-        if processes.stop(ROOT / config.state / "run" / f"{name}.json"):
-            say(f"stopped the {name}")
+    if processes.stop(ROOT / config.state / "run" / "tunnel.json"):
+        say("stopped the tunnel")
+    tunnels.end_agents(ROOT / config.state / "ngrok")
     if processes.stop(_record(config)):
         say("stopped server and edge")
     if not compose.missing() and compose.Compose(ROOT).exists():

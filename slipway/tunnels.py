@@ -22,6 +22,7 @@ from slipway import ngrok_errors, processes
 
 _DROPPED = ("session closed", "heartbeat timeout", "failed to reconnect", "session closing")
 _BACK = ("tunnel session started", "client session established")
+_PATIENCE = 10.0  # seconds that a call may take longer than the agent's start-up
 _CLOSE_TIMEOUT = 5.0  # seconds
 _MAX_DELAY = 30.0  # seconds between tries to bring a dead agent back
 
@@ -85,6 +86,7 @@ class Tunnel:
         self._closing = threading.Event()
         self._config = self._configure()
         self._online = False
+        self._dropped = False
         self.public_url = ""
 
     def _configure(self) -> conf.PyngrokConfig:
@@ -120,7 +122,7 @@ class Tunnel:
         """
         end_agents(self._options.config_dir)
         _spare_loopback_from_proxies()
-        connected = self._bounded(self._connect, self._options.startup_timeout + 10.0)
+        connected = self._bounded(self._connect, self._options.startup_timeout + _PATIENCE)
         self.public_url = str(connected.public_url).rstrip("/")
         self._online = True
         threading.Thread(target=self._watch, args=(self._process(),), daemon=True).start()
@@ -172,10 +174,10 @@ class Tunnel:
         if self._closing.is_set() or not self.public_url:
             return
         if self._online and any(word in text for word in _DROPPED):
-            self._online = False
+            self._online, self._dropped = False, True
             self._on_event("dropped", "the agent lost its session with ngrok; it reconnects by itself")
-        elif not self._online and any(word in text for word in _BACK):
-            self._online = True
+        elif self._dropped and any(word in text for word in _BACK):
+            self._online, self._dropped = True, False
             self._on_event("back", f"{self.public_url} is online again")
 
     def _watch(self, agent: psutil.Process) -> None:
@@ -186,13 +188,13 @@ class Tunnel:
                 agent.wait()
             if self._closing.is_set():
                 return
-            self._online = False
+            self._online = self._dropped = False
             self._on_event("died", "the ngrok agent ended; opening again")
             while not self._closing.is_set():
                 try:
                     end_agents(self._options.config_dir)
                     ngrok.kill(self._config)
-                    connected = self._bounded(self._connect, self._options.startup_timeout + 10.0)
+                    connected = self._bounded(self._connect, self._options.startup_timeout + _PATIENCE)
                     agent, delay = self._process(), 0.5
                     break
                 except ngrok_errors.TunnelError as error:

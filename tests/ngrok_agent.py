@@ -178,12 +178,14 @@ class Agent:
         if urlsplit(upstream).scheme not in ("http", "https") or ":" in urlsplit(upstream).netloc.rpartition(":")[0] \
                 or (url and urlsplit(url).path.strip("/")):  # fmt: skip
             return 400, {"error_code": 102, "status_code": 400, "msg": "invalid tunnel configuration"}
-        url = url or f"https://localhost:{(STATE / 'edge_port').read_text() if self.edge else await self.open_edge()}"
+        kept = STATE / "edge_port"
+        wanted = url or (f"https://localhost:{kept.read_text()}" if kept.exists() else "")
+        if any(entry["url"] == wanted for entry in live("endpoints")):
+            text = f"failed to start tunnel: The endpoint '{wanted}' is already online.\r\n\r\nERR_NGROK_334\r\n"
+            return 502, {**refused, "details": {"err": text}}
         if not self.edge:
             await self.open_edge()
-        if any(entry["url"] == url for entry in live("endpoints")):
-            text = f"failed to start tunnel: The endpoint '{url}' is already online.\r\n\r\nERR_NGROK_334\r\n"
-            return 502, {**refused, "details": {"err": text}}
+        url = url or f"https://localhost:{kept.read_text()}"
         entry = {"pid": os.getpid(), "url": url}
         (STATE / "endpoints" / str(os.getpid())).write_text(json.dumps(entry))
         self.endpoints[body["name"]] = {

@@ -119,22 +119,32 @@ async def test_a_dropped_stream_is_resumed_with_every_missed_event(shared_stack:
         )
         steps: list[object] = []
         last = ""
-        async with http.stream("POST", shared_stack.tls_url, headers=headers, json=call) as answer:
+        # httpx2 resets no HTTP/2 stream that it leaves: only a connection of its own is really dropped
+        async with (
+            httpx2.AsyncClient(verify=shared_stack.trust(), http2=True, timeout=20) as dropped,
+            dropped.stream("POST", shared_stack.tls_url, headers=headers, json=call) as answer,
+        ):
             async for name, event in events(answer):
                 last = name
                 if event.get("method") == "notifications/progress":
                     steps.append(event["params"]["progress"])
                 if len(steps) == 3:
                     break
-        resumed = headers | {"last-event-id": last}
-        async with http.stream("GET", shared_stack.tls_url, headers=resumed) as answer:
-            assert answer.status_code == 200
-            async for _, event in events(answer):
-                if event.get("method") == "notifications/progress":
-                    steps.append(event["params"]["progress"])
-                if event.get("id") == 7:
-                    assert event["result"]["content"][0]["text"] == "liftoff"
-                    break
+        result = None
+        for _ in range(20):
+            # as an EventSource does: a resume that arrives before the server noticed the drop ends at once, so again
+            async with http.stream("GET", shared_stack.tls_url, headers=headers | {"last-event-id": last}) as answer:
+                assert answer.status_code == 200
+                async for name, event in events(answer):
+                    last = name or last
+                    if event.get("method") == "notifications/progress":
+                        steps.append(event["params"]["progress"])
+                    if event.get("id") == 7:
+                        result = event["result"]["content"][0]["text"]
+                        break
+            if result:
+                break
+        assert result == "liftoff"
         assert steps == list(range(9))
         # nobody else's token opens this session
         stranger = {**headers, "authorization": f"Bearer {shared_stack.token(subject='eve')}", "last-event-id": last}

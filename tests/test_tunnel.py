@@ -1,0 +1,449 @@
+"""The public URL through unmodified pyngrok and an agent stand-in that really forwards: the whole of ./scripts/up."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import signal
+import ssl
+import stat
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from fastmcp import Client
+
+from slipway import ngrok_errors, tunnels
+from slipway.ngrok_errors import ROWS, TunnelError
+from slipway.tunnels import TunnelOptions, open_tunnel
+from tests import ngrok_agent
+from tests.conftest import Stack, clean_environment, wait_until
+
+pytestmark = pytest.mark.slow
+
+TOKEN = "2abcDEFghijklmnopqrstuvwxyz_0123456789"
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """Write a self-signed certificate for the stand-in's edge, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.DNSName("*.ngrok-free.app")])
+    made = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=2)).add_extension(names, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return folder / "cert.pem", folder / "key.pem"
+
+
+@pytest.fixture
+def account(tmp_path: Path) -> dict[str, str]:
+    """The environment in which the stand-in and its account live."""
+    folder = tmp_path / "account"
+    folder.mkdir()
+    cert, key = certificate(folder)
+    agent = ngrok_agent.write_executable(folder / "ngrok")
+    return {
+        "PYNGROK_NGROK_PATH": str(agent), "NGROK_AUTHTOKEN": TOKEN, "SSL_CERT_FILE": str(cert),
+        "STANDIN_STATE": str(folder / "state"), "STANDIN_CERT": str(cert), "STANDIN_KEY": str(key), "STANDIN_OUTAGE": "0.5",
+    }  # fmt: skip
+
+
+Events = list[tuple[str, str]]
+Opener = Callable[..., tuple[TunnelOptions, Events]]
+
+
+@pytest.fixture
+def options(
+    account: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., TunnelOptions]]:
+    """Make options in the stand-in's environment; whatever is left of its agents is ended."""
+    for name, value in account.items():
+        monkeypatch.setenv(name, value)
+    folders = []
+
+    def make(
+        upstream: str = "http://127.0.0.1:9", fault: str = "", folder: str = "conf", **more: object
+    ) -> TunnelOptions:
+        monkeypatch.setenv("STANDIN_FAULT", fault)
+        folders.append(tmp_path / folder)
+        given = {"authtoken": TOKEN, "ngrok_path": account["PYNGROK_NGROK_PATH"], "startup_timeout": 5} | more
+        return TunnelOptions(upstream=upstream, config_dir=tmp_path / folder, **given)
+
+    yield make
+    for folder in folders:
+        tunnels.end_agents(folder)
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def agents(account: dict[str, str]) -> list[psutil.Process]:
+    agent = account["PYNGROK_NGROK_PATH"]
+    return [p for p in psutil.process_iter() if agent in command_line(p) and "start" in command_line(p)]
+
+
+def test_the_tunnel_forwards_and_leaves_nothing_behind(
+    shared_stack: Stack, options: Callable[..., TunnelOptions], account: dict[str, str]
+) -> None:
+    upstream = shared_stack.edge_url.removesuffix("/mcp")
+    with open_tunnel(options(upstream), lambda *_: None) as tunnel:
+        with httpx2.Client(timeout=10) as client:
+            assert client.get(tunnel.public_url + "/healthz").text == "ok\n"
+        (agent,) = agents(account)
+        assert TOKEN not in " ".join(agent.cmdline())
+        config = Path(agent.cmdline()[agent.cmdline().index("--config") + 1])
+        assert stat.S_IMODE(config.stat().st_mode) == 0o600
+    assert not agents(account)
+
+
+@pytest.mark.parametrize(
+    ("fault", "token", "code"),
+    [
+        ("", "", "ERR_NGROK_4018"), ("", "tiny", "ERR_NGROK_105"), ("", "revoked_0123456789abcdef", "ERR_NGROK_107"),
+        *((code, TOKEN, f"ERR_NGROK_{code}") for code in ("121", "314", "320", "324", "725", "727", "9009")),
+    ],
+)  # fmt: skip
+def test_an_error_of_ngrok_becomes_its_cause_cure_and_exit_code(
+    options: Callable[..., TunnelOptions], account: dict[str, str], fault: str, token: str, code: str
+) -> None:
+    with pytest.raises(TunnelError) as caught, open_tunnel(options(fault=fault, authtoken=token), lambda *_: None):
+        pass
+    assert caught.value.code == code
+    assert caught.value.exit_code == ROWS[code][2]
+    assert not token or token not in str(caught.value)
+    assert not agents(account)
+
+
+@pytest.mark.parametrize(
+    ("fault", "exit_code"),
+    [("silent", 37), ("no-api", 37), ("network", 39), ("web_addr", 34), ("slow-api", 36), ("exit", 41)],
+)
+def test_an_agent_that_says_nothing_useful_is_bounded_and_named(
+    options: Callable[..., TunnelOptions],
+    account: dict[str, str],
+    fault: str,
+    exit_code: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tunnels, "_PATIENCE", 1.0)
+    given = options(fault=fault, startup_timeout=5 if fault == "slow-api" else 1)
+    with pytest.raises(TunnelError) as caught, open_tunnel(given, lambda *_: None):
+        pass
+    assert caught.value.exit_code == exit_code
+    assert not agents(account)
+
+
+def test_a_bad_url_is_refused_with_a_cure(options: Callable[..., TunnelOptions]) -> None:
+    given = options(url="https://my.example/path")
+    with pytest.raises(TunnelError) as caught, open_tunnel(given, lambda *_: None):
+        pass
+    assert caught.value.exit_code == 35
+
+
+def test_no_agent_and_no_network_says_how_to_install_it(
+    options: Callable[..., TunnelOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyngrok import installer
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(installer, "urlopen", refuse)
+    given = options(ngrok_path=str(tmp_path / "none" / "ngrok"))
+    with pytest.raises(TunnelError) as caught, open_tunnel(given, lambda *_: None):
+        pass
+    assert caught.value.exit_code == 38
+
+
+def test_too_many_agents_and_a_url_in_use_are_told_apart(
+    options: Callable[..., TunnelOptions], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # pyngrok keeps one agent per path, so others need paths of their own
+    others = [str(ngrok_agent.write_executable(tmp_path / f"ngrok{number}")) for number in (2, 3)]
+    url = "https://mine.ngrok-free.app"
+    first = options(folder="first", url=url)
+    with open_tunnel(first, lambda *_: None):
+        with (
+            pytest.raises(TunnelError) as caught,
+            open_tunnel(options(folder="second", url=url, ngrok_path=others[0]), lambda *_: None),
+        ):
+            pass
+        assert caught.value.code == "ERR_NGROK_334"
+        monkeypatch.setenv("STANDIN_MAX_SESSIONS", "1")
+        with (
+            pytest.raises(TunnelError) as caught,
+            open_tunnel(options(folder="third", ngrok_path=others[1]), lambda *_: None),
+        ):
+            pass
+        assert caught.value.code == "ERR_NGROK_108"
+
+
+def test_a_dead_agent_is_brought_back_on_the_same_url(
+    shared_stack: Stack, options: Callable[..., TunnelOptions], account: dict[str, str]
+) -> None:
+    said: Events = []
+    upstream = shared_stack.edge_url.removesuffix("/mcp")
+    with open_tunnel(options(upstream), lambda kind, text: said.append((kind, text))) as tunnel:
+        before = tunnel.public_url
+        agents(account)[0].kill()
+        wait_until(lambda: "back" in [kind for kind, _ in said], 20, f"the return of the agent: {said}")
+        assert [kind for kind, _ in said] == ["died", "back"]
+        assert tunnel.public_url == before
+        with httpx2.Client(timeout=10) as client:
+            assert client.get(before + "/healthz").text == "ok\n"
+    assert not agents(account)
+
+
+def test_a_dropped_session_is_said_and_so_is_its_return(
+    options: Callable[..., TunnelOptions], account: dict[str, str]
+) -> None:
+    said: Events = []
+    with open_tunnel(options(), lambda kind, text: said.append((kind, text))):
+        agents(account)[0].send_signal(signal.SIGUSR1)
+        wait_until(lambda: len(said) >= 2, 15, "drop and return")
+    assert [kind for kind, _ in said] == ["dropped", "back"]
+
+
+def test_an_orphan_of_an_earlier_run_is_ended_first(
+    options: Callable[..., TunnelOptions], account: dict[str, str]
+) -> None:
+    given = options()
+    orphan = tunnels.Tunnel(given, lambda *_: None)
+    orphan.open()
+    (left,) = agents(account)
+    orphan._closing.set()  # its owner is gone: nobody watches it
+    tunnels.ngrok.process._current_processes.clear()
+    with open_tunnel(options(), lambda *_: None):
+        assert not left.is_running()
+        assert len(agents(account)) == 1
+
+
+def test_a_proxy_in_the_environment_does_no_harm(
+    options: Callable[..., TunnelOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with open_tunnel(options(), lambda *_: None) as tunnel:
+        assert tunnel.public_url
+
+
+def test_every_row_has_an_exit_code_of_its_own() -> None:
+    codes = [row[2] for row in ROWS.values()]
+    assert len(set(codes)) == len(codes)
+    assert ngrok_errors.explain("something ERR_NGROK_9999 odd", TOKEN).exit_code == ngrok_errors.UNKNOWN[2]
+
+
+def test_an_authtoken_is_redacted_wherever_it_is_echoed() -> None:
+    text = f"odd failure {TOKEN} and Your authtoken: half{TOKEN[:9]}"
+    assert TOKEN not in str(ngrok_errors.explain(text, TOKEN))
+    assert TOKEN[:9] not in str(ngrok_errors.explain(text, TOKEN))
+
+
+# --- the whole, as a user runs it
+
+
+class Up:
+    """A running ./scripts/up --local, with its two streams."""
+
+    def __init__(self, checkout: Path, environment: dict[str, str], *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [checkout / "scripts" / "up", "--local", *arguments],
+            cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        self.story = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.story += line
+
+    def product(self) -> str:
+        """Read stdout to its end, which comes long before the end of the process."""
+        assert self.process.stdout
+        return self.process.stdout.read()
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Signal and wait."""
+        if self.process.poll() is None:
+            os.kill(self.process.pid, number)
+        code = self.process.wait(20)
+        self._reader.join(10)
+        assert not self._reader.is_alive(), "somebody still holds stderr"
+        assert self.process.stdout
+        assert self.process.stderr
+        self.process.stdout.close()
+        self.process.stderr.close()
+        return code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+async def test_up_ends_in_a_public_url_that_a_client_can_use(
+    checkout: Path, account: dict[str, str], number: int
+) -> None:
+    environment = clean_environment(checkout, **account)
+    up = Up(checkout, environment, "--json", "--subject", "ana", "--tools", "add,whoami", "--ttl", "10m")
+    try:
+        text = up.product()
+        assert text.count("\n") == 1, up.story
+        product = json.loads(text)
+        assert set(product) == {
+            "url",
+            "public",
+            "local_url",
+            "ca_file",
+            "token",
+            "subject",
+            "scope",
+            "expires_at",
+            "clients",
+        }
+        assert product["public"] is True
+        assert product["scope"] == "tool:add tool:whoami"
+        assert set(product["clients"]["cursor"]) == {"kind", "path", "text"}
+        assert product["token"] in product["clients"]["cursor"]["text"]
+        for url, ca in ((product["url"], account["SSL_CERT_FILE"]), (product["local_url"], product["ca_file"])):
+            trust = ssl.create_default_context(cafile=ca)
+            for mode in ("legacy", "auto"):
+                async with Client(url, auth=product["token"], mode=mode, verify=trust) as client:
+                    assert [tool.name for tool in await client.list_tools()] == ["add", "whoami"]
+                    assert (await client.call_tool("add", {"a": 2, "b": 3})).data == 5
+        wait_until(lambda: "tools/call add" in up.story, what="a line for the call")
+        async with httpx2.AsyncClient(verify=ssl.create_default_context(cafile=account["SSL_CERT_FILE"])) as http:
+            refused = await http.post(product["url"], headers={"authorization": "Bearer nonsense"}, json={})
+        assert refused.status_code == 401
+        wait_until(lambda: "token refused: not a JWT" in up.story, what="a line for the refusal")
+        assert TOKEN not in up.story
+        assert product["token"] not in up.story
+        (server,) = [p for p in psutil.process_iter() if f"{checkout}/server.py" in " ".join(command_line(p))]
+        assert "NGROK_AUTHTOKEN" not in server.environ()
+    finally:
+        assert up.end(number) == 0
+    assert "Traceback" not in up.story
+    assert not agents(account)
+
+
+def test_a_second_up_is_quick_and_keeps_secret_tokens_and_url(checkout: Path, account: dict[str, str]) -> None:
+    environment = clean_environment(checkout, **account)
+    products = []
+    for _ in range(2):
+        up = Up(checkout, environment, "--json")
+        try:
+            products.append(json.loads(up.product()))
+            secret = (checkout / ".slipway" / "secret").read_text()
+            with httpx2.Client(
+                timeout=10, verify=ssl.create_default_context(cafile=account["SSL_CERT_FILE"])
+            ) as client:
+                for product in products:
+                    headers = {
+                        "authorization": f"Bearer {product['token']}",
+                        "accept": "application/json, text/event-stream",
+                    }
+                    answer = client.post(
+                        products[-1]["url"], headers=headers, json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+                    )
+                    assert answer.status_code == 200
+        finally:
+            up.end()
+    assert products[0]["url"] == products[1]["url"]
+    assert secret == (checkout / ".slipway" / "secret").read_text()
+    assert "running already" in up.story
+
+
+def test_without_an_authtoken_up_still_ends_in_something_that_works(checkout: Path) -> None:
+    up = Up(checkout, clean_environment(checkout), "--client", "curl")
+    try:
+        command = up.product()
+        wait_until(lambda: "who knocks" in up.story, what=f"the end of the story: {up.story}")
+        assert "NGROK_AUTHTOKEN=" in up.story
+        assert "dashboard.ngrok.com" in up.story
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=20)
+        assert '"name":"countdown"' in done.stdout, done.stderr
+    finally:
+        assert up.end() == 0
+
+
+def test_down_stops_everything_even_a_running_tunnel(checkout: Path, account: dict[str, str]) -> None:
+    environment = clean_environment(checkout, **account)
+    up = Up(checkout, environment, "--json")
+    up.product()
+    done = subprocess.run(
+        [checkout / "scripts" / "down"], cwd=checkout, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert "stopped the tunnel" in done.stderr
+    assert up.end() == 0
+    assert not agents(account)
+    again = subprocess.run(
+        [checkout / "scripts" / "down"], cwd=checkout, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert again.returncode == 0
+
+
+def test_an_agent_left_by_a_killed_tunnel_is_ended_by_down(checkout: Path, account: dict[str, str]) -> None:
+    environment = clean_environment(checkout, **account)
+    up = Up(checkout, environment, "--json")
+    up.product()
+    tunnel = json.loads((checkout / ".slipway" / "run" / "tunnel.json").read_text())["process"][0]
+    os.kill(tunnel, signal.SIGKILL)
+    up.process.wait(10)
+    assert agents(account)
+    subprocess.run([checkout / "scripts" / "down"], cwd=checkout, env=environment, capture_output=True, timeout=60)
+    assert not agents(account)
+    up.end()
+
+
+@pytest.mark.parametrize(
+    ("setting", "arguments", "code", "told"),
+    [
+        ("SLIPWAY_SESSION=auto", [], 2, "did you mean SLIPWAY_SESSIONS"),
+        ("", ["--client", "curser"], 2, "cursor"),
+        ("", ["--ttl", "soon"], 2, "1h30m"),
+        ("", ["--nonsense"], 2, "usage"),
+        ("", ["--url", "http://x.example"], 2, "https"),
+        ("", ["--url", "https://x.example"], 10, "NGROK_AUTHTOKEN"),
+        ("SLIPWAY_SECRET_FILE=weak", [], 2, "shorter than 32 bytes"),
+        ("EDGE_PORT=taken", [], 3, "cannot be used"),
+    ],
+)
+def test_a_mistake_ends_in_one_cause_one_cure_and_its_exit_code(
+    checkout: Path, setting: str, arguments: list[str], code: int, told: str
+) -> None:
+    import socket
+
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    taken.listen()
+    (checkout / "weak").write_text("abcdefghijkl\n")
+    (checkout / ".env").write_text(
+        (checkout / ".env.example").read_text() + "\n" + setting.replace("taken", str(taken.getsockname()[1])) + "\n"
+    )
+    up = Up(checkout, clean_environment(checkout), *arguments)
+    assert up.product() == ""
+    assert up.process.wait(60) == code, up.story
+    up.end()
+    taken.close()
+    assert told in up.story
+    assert "Traceback" not in up.story
