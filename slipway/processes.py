@@ -66,10 +66,10 @@ def stop(record: Path) -> bool:
 def end(process: psutil.Process) -> None:
     """SIGTERM, then SIGKILL for what is still there after STOP_TIMEOUT seconds."""
     with contextlib.suppress(psutil.NoSuchProcess):
+        who = [process.pid, process.create_time()]
         process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT)
-        except psutil.TimeoutExpired:
+        # a zombie has ended, even where its parent is slow to notice
+        if not until(lambda: not alive(who), STOP_TIMEOUT):
             process.kill()
 
 
