@@ -154,10 +154,8 @@ def make_stack(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
         each.stop()
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Iterator[Path]:
-    """A copy of the working tree as a clone would have it, sharing our .venv, on ports of its own; stopped at the end."""
-    copy = tmp_path / "slipway"
+def copy_of_the_tree(copy: Path) -> Path:
+    """Copy the working tree as a clone would have it, sharing our .venv, on ports of its own."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
@@ -171,6 +169,13 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
     for old, new in ((8000, server), (8080, plain), (8443, tls), (8081, console)):
         example = example.replace(f"PORT={old}\n", f"PORT={new}\n")
     (copy / ".env.example").write_text(example)
+    return copy
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Iterator[Path]:
+    """A copy of the tree; what was started in it is stopped at the end, and nothing may be left."""
+    copy = copy_of_the_tree(tmp_path / "slipway")
     yield copy
     subprocess.run(
         [copy / "scripts" / "down"], cwd=copy, env=clean_environment(copy), capture_output=True, timeout=60

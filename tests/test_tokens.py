@@ -34,7 +34,7 @@ def tampered(part: int) -> str:
         claims["scope"] = "tool:*"
         parts[1] = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=").decode()
     else:
-        parts[2] = parts[2][::-1]
+        parts[2] = ("A" if parts[2][0] != "A" else "B") + parts[2][1:]
     return ".".join(parts)
 
 
@@ -49,7 +49,7 @@ def test_a_minted_token_carries_exactly_the_agreed_claims_and_is_accepted() -> N
 @pytest.mark.parametrize(
     ("token", "reason"),
     [
-        (forged(exp=int(time.time()) - 90), "expired 90 s ago"),
+        (forged(exp=int(time.time()) - 90), "expired "),
         (forged(nbf=int(time.time()) + 600), "not valid yet"),
         (forged(iat=int(time.time()) + 600), "issued in the future"),
         *((forged(drop=name), f"claim {name} is missing") for name in tokens.REQUIRED_CLAIMS),

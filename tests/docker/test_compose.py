@@ -1,0 +1,253 @@
+"""The stack in real containers: hardened, on loopback only, back after a kill, live after an edit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from fastmcp import Client
+
+from slipway import compose, settings, tokens
+from tests.conftest import ROOT, clean_environment, copy_of_the_tree, wait_until
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.xdist_group("docker")]
+
+
+class Containers:
+    """One checkout's Compose project."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.environment = clean_environment(
+            root,
+            COMPOSE_PROJECT_NAME=f"slipway-test-{os.getpid()}-{root.parent.name[-12:]}".lower().replace("_", "-"),
+        )
+
+    def run(self, *command: str | Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command, cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=170
+        )
+        assert not ok or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def up(self, ok: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run(".venv/bin/python", "-m", "slipway.stack", "up", ok=ok)
+
+    def compose(self, *arguments: str, ok: bool = True) -> str:
+        return self.run("docker", "compose", *arguments, ok=ok).stdout.strip()
+
+    def id(self, service: str) -> str:
+        return self.compose("ps", "--quiet", service)
+
+    def inspect(self, service: str) -> dict[str, object]:
+        return json.loads(self.run("docker", "inspect", self.id(service)).stdout)[0]
+
+    @property
+    def config(self) -> settings.Settings:
+        return settings.load({}, self.root / ".env")
+
+    def client(self, mode: str = "auto", tools: str = "*") -> Client:
+        secret = tokens.read_secret(self.root / ".slipway" / "secret")
+        token = tokens.mint(secret, subject="ana", scope=tokens.tool_scope(tools), ttl=600).token
+        ca = self.root / ".slipway" / "caddy" / "pki" / "authorities" / "local" / "root.crt"
+        trust = ssl.create_default_context(cafile=str(ca))
+        return Client(
+            f"https://localhost:{self.config.tls_port}/mcp", auth=token, verify=trust, mode=mode, timeout=30
+        )
+
+
+@pytest.fixture(scope="module")
+def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+    """A running project, removed with its image at the end."""
+    if missing := compose.missing():
+        if os.environ.get("CI"):
+            pytest.fail(f"CI needs Docker: {missing}")
+        pytest.skip(missing)
+    project = Containers(copy_of_the_tree(tmp_path_factory.mktemp("docker") / "slipway"))
+    refused = project.run("docker", "compose", "up", ok=False)
+    assert refused.returncode != 0
+    assert "./scripts/up" in refused.stderr, "a bare docker compose up on a fresh clone must name the first command"
+    try:
+        project.up()
+        yield project
+    finally:
+        project.compose("down", "--rmi", "local", "--remove-orphans", "--volumes", ok=False)
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+async def test_a_client_uses_the_containers_in_both_eras(containers: Containers, mode: str) -> None:
+    async with containers.client(mode) as client:
+        assert (await client.call_tool("add", {"a": 2, "b": 3})).data == 5
+        assert (await client.call_tool("whoami")).data["subject"] == "ana"
+
+
+@pytest.mark.parametrize("service", ["server", "caddy"])
+def test_a_container_is_hardened(containers: Containers, service: str) -> None:
+    found = containers.inspect(service)
+    host = found["HostConfig"]
+    assert found["Config"]["User"].split(":")[0] not in ("", "0", "root")
+    assert host["ReadonlyRootfs"] is True
+    assert host["CapDrop"] == ["ALL"]
+    assert host["CapAdd"] == (None if service == "server" else ["CAP_NET_BIND_SERVICE"]) or host["CapAdd"] == [
+        "NET_BIND_SERVICE"
+    ]
+    assert "no-new-privileges:true" in host["SecurityOpt"]
+    assert host["Memory"] > 0
+    assert host["PidsLimit"] > 0
+    assert host["RestartPolicy"]["Name"] == "unless-stopped"
+    assert host["Init"] is compose.has_init()
+    status = containers.compose("exec", "-T", service, "cat", "/proc/self/status")
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert fields["NoNewPrivs"] == "1"
+    assert int(fields["CapEff"], 16) == 0
+    assert fields["Uid"].split()[0] != "0"
+    assert containers.run("docker", "compose", "exec", "-T", service, "touch", "/new", ok=False).returncode != 0
+
+
+def test_only_loopback_is_published(containers: Containers) -> None:
+    ports = []
+    for service in ("server", "caddy"):
+        for bindings in containers.inspect(service)["NetworkSettings"]["Ports"].values():
+            for binding in bindings or []:
+                assert binding["HostIp"] == "127.0.0.1"
+                ports.append(int(binding["HostPort"]))
+    assert len(ports) == 3
+    others = {a.address for found in psutil.net_if_addrs().values() for a in found if a.family == socket.AF_INET} - {
+        "127.0.0.1"
+    }
+    assert others
+    for address in others:
+        for port in ports:
+            with socket.socket() as probe:
+                probe.settimeout(3)
+                assert probe.connect_ex((address, port)) != 0, f"{address}:{port} is reachable"
+
+
+def test_the_secret_is_in_no_environment_and_no_image(containers: Containers) -> None:
+    secret = (containers.root / ".slipway" / "secret").read_text().strip()
+    assert secret not in containers.run("docker", "inspect", containers.id("server")).stdout
+    image = containers.inspect("server")["Image"]
+    assert secret not in containers.run("docker", "history", "--no-trunc", image).stdout
+    look = "find /app; env; find / -xdev -name slipway_secret -o -xdev -name .env -o -xdev -name pyngrok; true"
+    inside = containers.run("docker", "run", "--rm", "--entrypoint", "sh", image, "-c", look).stdout
+    assert "/app/server.py" in inside
+    for unwanted in ("/secret", "tests", ".env", ".git", "conftest", "pyngrok"):
+        assert unwanted not in inside.replace("SLIPWAY_SECRET", "")
+
+
+def test_the_image_has_the_locked_packages_compiled_and_fast(containers: Containers) -> None:
+    code = (
+        "import uvloop, httptools, fastmcp, importlib.metadata as m, pathlib; print(m.version('fastmcp'));"
+        "print(len(list(pathlib.Path(fastmcp.__file__).parent.glob('__pycache__/*.pyc'))) > 5,"
+        "len(list(pathlib.Path('/app/slipway/__pycache__').glob('*.pyc'))) > 5)"
+    )
+    out = containers.compose("exec", "-T", "server", "python", "-c", code).split()
+    assert f"fastmcp=={out[0]} " in (ROOT / "requirements.lock").read_text()
+    assert out[1:] == ["True", "True"]
+
+
+def kill_server(containers: Containers) -> None:
+    """SIGKILL the server itself, as the kernel would; `docker kill` would count as a wish to stop it."""
+    pid = containers.inspect("server")["State"]["Pid"]
+    children = psutil.Process(pid).children()
+    os.kill(children[0].pid if children else pid, signal.SIGKILL)
+
+
+async def test_a_killed_server_comes_back_in_the_middle_of_a_session(containers: Containers) -> None:
+    async with containers.client("legacy") as client:
+        await client.call_tool("add", {"a": 1, "b": 1})
+        started = containers.inspect("server")["State"]["StartedAt"]
+        kill_server(containers)
+        wait_until(lambda: containers.inspect("server")["State"]["StartedAt"] != started, 30, "the restart")
+        wait_until(lambda: containers.inspect("server")["State"]["Health"]["Status"] == "healthy", 30, "health")
+        assert (await client.call_tool("add", {"a": 2, "b": 2})).data == 4
+
+
+def test_a_second_up_changes_nothing(containers: Containers) -> None:
+    before = [containers.id(service) for service in ("server", "caddy")]
+    secret = (containers.root / ".slipway" / "secret").read_text()
+    containers.up()
+    assert [containers.id(service) for service in ("server", "caddy")] == before
+    assert (containers.root / ".slipway" / "secret").read_text() == secret
+
+
+def test_a_changed_setting_and_a_changed_caddyfile_take_effect(containers: Containers) -> None:
+    before = containers.id("caddy")
+    env = containers.root / ".env"
+    env.write_text(env.read_text().replace("ORIGINS=", "ORIGINS=https://lab.example,"))
+    with (containers.root / "Caddyfile").open("a") as stream:
+        stream.write("\n# edited\n")
+    containers.up()
+    assert containers.id("caddy") != before
+    done = containers.run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Origin: https://lab.example",
+                          f"http://127.0.0.1:{containers.config.edge_port}/healthz")  # fmt: skip
+    assert done.stdout == "200"
+
+
+def test_an_edit_of_server_py_is_live_under_watch(containers: Containers) -> None:
+    watch = subprocess.Popen(
+        ["docker", "compose", "watch"], cwd=containers.root, env=containers.environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert watch.stdout
+        while "watch enabled" not in (line := watch.stdout.readline().lower()):
+            assert line, "docker compose watch ended"
+        path = containers.root / "server.py"
+        path.write_text(path.read_text().replace("async def add(", "async def plus("))
+
+        async def names() -> set[str]:
+            async with containers.client() as client:
+                return {tool.name for tool in await client.list_tools()}
+
+        def edited() -> bool:
+            try:
+                return "plus" in asyncio.run(names())
+            except Exception:  # the server is being replaced
+                return False
+
+        wait_until(edited, 60, "the edit")
+    finally:
+        os.killpg(watch.pid, signal.SIGTERM)
+        watch.communicate(timeout=20)
+
+
+def test_a_stop_is_clean_and_a_bare_compose_up_works_after_the_first(containers: Containers) -> None:
+    containers.compose("stop", "server")
+    code = containers.run(
+        "docker", "inspect", "-f", "{{.State.ExitCode}}", containers.compose("ps", "-aq", "server")
+    ).stdout.strip()
+    assert code in ("0", "143")
+    containers.compose("up", "--detach", "--wait")
+    done = containers.run("curl", "-s", f"http://127.0.0.1:{containers.config.edge_port}/healthz")
+    assert done.stdout == "ok\n"
+
+
+def test_a_port_in_use_is_told_without_a_traceback(containers: Containers) -> None:
+    containers.run(".venv/bin/python", "-m", "slipway.stack", "down")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", containers.config.edge_port))
+        taken.listen()
+        done = containers.up(ok=False)
+    assert done.returncode not in (0, 2)
+    assert "Traceback" not in done.stderr
+    assert "→" in done.stderr
+
+
+def test_down_leaves_nothing_and_can_be_repeated(containers: Containers) -> None:
+    containers.up()
+    for _ in range(2):
+        containers.run(".venv/bin/python", "-m", "slipway.stack", "down")
+        name = containers.environment["COMPOSE_PROJECT_NAME"]
+        label = f"label=com.docker.compose.project={name}"
+        assert containers.run("docker", "ps", "-aq", "--filter", label).stdout == ""
+        assert containers.run("docker", "network", "ls", "-q", "--filter", label).stdout == ""
