@@ -78,11 +78,13 @@ class Client:
     Attributes:
         title: as its makers write it.
         kind: json, toml, yaml, shell, python, typescript or text.
-        path: file or place for the text.
+        path: file or place for the text; {slug} stands for the server's name.
         render: Endpoint → text.
-        trust: how the client learns to trust a local CA: node, env, given (already in the text) or remote (cannot).
+        trust: how the client learns to trust a local CA, a key of _TRUST.
         bearer: whether it takes a bearer token at all.
+        default: whether it is in the short choice.
         note: what its user should know.
+        link: Endpoint → a link that installs the server, or None where there is no such link.
     """
 
     title: str
@@ -91,7 +93,9 @@ class Client:
     render: Callable[[Endpoint], str]
     trust: str = "node"
     bearer: bool = True
+    default: bool = False
     note: str = ""
+    link: Callable[[Endpoint], str] | None = None
 
 
 def _json(content: Any) -> str:
@@ -99,8 +103,13 @@ def _json(content: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Quote for TOML basic strings and YAML double quotes alike: JSON's form is valid in both."""
-    return json.dumps(text).replace("\x7f", "\\u007f")
+    """Quote for TOML, YAML, Python and JavaScript alike: JSON's form is valid in all of them.
+
+    Left as they are: letters beyond 16 bits, which JSON would write as surrogates and TOML refuses. Escaped: what
+    JSON leaves alone and TOML refuses, YAML folds or JavaScript takes for the end of a line.
+    """
+    plain = json.dumps(text, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda found: f"\\u{ord(found[0]):04x}", plain)
 
 
 def _headers(e: Endpoint) -> dict[str, Any]:
@@ -195,87 +204,128 @@ def _curl(e: Endpoint) -> str:
     return " ".join(shlex.quote(word) for word in words) + "\n"
 
 
+def _trusting(e: Endpoint) -> tuple[str, str, str]:
+    """Return what a script needs to trust a local CA: an import, a line before the call, an argument."""
+    if not e.ca_file:
+        return "", "", ""
+    context = f"    trust = ssl.create_default_context(cafile={_quoted(e.ca_file)})\n"
+    return "import ssl\n", context, ", verify=trust"
+
+
 def _python(e: Endpoint) -> str:
-    trust = f", verify=ssl.create_default_context(cafile={e.ca_file!r})" if e.ca_file else ""
+    imports, context, verify = _trusting(e)
     return (
-        f"import asyncio\n{'import ssl' + chr(10) if e.ca_file else ''}\nfrom fastmcp import Client\n\n\n"
-        f"async def main():\n    async with Client({e.url!r}, auth={e.token!r}{trust}) as client:\n"
+        f"import asyncio\n{imports}\nfrom fastmcp import Client\n\n\nasync def main():\n{context}"
+        f"    async with Client({_quoted(e.url)}, auth={_quoted(e.token)}{verify}) as client:\n"
         "        print(await client.list_tools())\n\n\nasyncio.run(main())\n"
     )
 
 
 def _python_sdk(e: Endpoint) -> str:
-    trust = f", verify=ssl.create_default_context(cafile={e.ca_file!r})" if e.ca_file else ""
+    imports, context, verify = _trusting(e)
     return (
-        f"import asyncio\n{'import ssl' + chr(10) if e.ca_file else ''}\nimport httpx2\nfrom mcp import Client\n"
-        "from mcp.client.streamable_http import streamable_http_client\n\n\nasync def main():\n"
-        f"    headers = {{'Authorization': {e.bearer!r}}}\n    timeout = httpx2.Timeout(30, read=300)\n"
-        f"    async with httpx2.AsyncClient(headers=headers, timeout=timeout{trust}) as http:\n"
-        f"        async with Client(streamable_http_client({e.url!r}, http_client=http)) as client:\n"
+        f"import asyncio\n{imports}\nimport httpx2\nfrom mcp import Client\n"
+        f"from mcp.client.streamable_http import streamable_http_client\n\n\nasync def main():\n{context}"
+        f'    headers = {{"Authorization": {_quoted(e.bearer)}}}\n    timeout = httpx2.Timeout(30, read=300)\n'
+        f"    async with httpx2.AsyncClient(headers=headers, timeout=timeout{verify}) as http:\n"
+        f"        async with Client(streamable_http_client({_quoted(e.url)}, http_client=http)) as client:\n"
         "            print(await client.list_tools())\n\n\nasyncio.run(main())\n"
     )
 
 
 def _typescript(e: Endpoint) -> str:
-    url, bearer = json.dumps(e.url), json.dumps(e.bearer)
     return (
         'import { Client, StreamableHTTPClientTransport } from "@modelcontextprotocol/client";\n\n'
-        f"const transport = new StreamableHTTPClientTransport(new URL({url}), {{\n"
-        f"  requestInit: {{ headers: {{ Authorization: {bearer} }} }},\n}});\n"
+        f"const transport = new StreamableHTTPClientTransport(new URL({_quoted(e.url)}), {{\n"
+        f"  requestInit: {{ headers: {{ Authorization: {_quoted(e.bearer)} }} }},\n}});\n"
         'const client = new Client({ name: "my-client", version: "1.0.0" });\nawait client.connect(transport);\n'
         "console.log(await client.listTools());\nawait client.close();\n"
     )
 
 
+def _config_link(prefix: str, *, encoded: bool = True) -> Callable[[Endpoint], str]:
+    """Return a renderer of prefix + name and config: the inner JSON, in base64 or plain, percent-encoded."""
+
+    def render(e: Endpoint) -> str:
+        inner = json.dumps({"url": e.url, **_headers(e)})
+        config = base64.b64encode(inner.encode()).decode() if encoded else inner
+        return f"{prefix}?name={quote(e.slug, safe='')}&config={quote(config, safe='')}"
+
+    return render
+
+
+def _vscode_link(e: Endpoint) -> str:
+    whole = {"name": e.slug, "type": "http", "url": e.url, **_headers(e)}
+    return f"vscode:mcp/install?{quote(json.dumps(whole), safe='')}"
+
+
+def _goose_link(e: Endpoint) -> str:
+    name, header = quote(e.slug, safe=""), quote(f"Authorization={e.bearer}", safe="")
+    where = f"goose://extension?url={quote(e.url, safe='')}&type=streamable_http"
+    return f"{where}&id={name}&name={name}&description=Slipway&timeout=300&header={header}"
+
+
 _INSPECT = ("--transport", "http", "--header", "Authorization: {bearer}", "--method", "tools/list")
+_KEEP = "The file holds the token: keep it out of git."
 
 CLIENTS: dict[str, Client] = {
-    "claude-code": Client("Claude Code", "json", ".mcp.json", _servers(type="http")),
+    "claude-code": Client("Claude Code", "json", ".mcp.json", _servers(type="http"), default=True, note=_KEEP),
     "claude-code-cli": Client("Claude Code, by command", "shell", "terminal", _command(
         "claude", "mcp", "add", "--transport", "http", "--scope", "project", "{slug}", "{url}",
-        "--header", "Authorization: {bearer}")),
+        "--header", "Authorization: {bearer}"),
+        note="It writes .mcp.json, which holds the token: keep it out of git."),
     "claude-desktop": Client("Claude Desktop", "json", "claude_desktop_config.json",
         lambda e: _json({"mcpServers": {e.slug: _bridge(e)}}), "given",
-        note="needs Node; restart Claude Desktop after the edit (a plain url entry does not work there)."),
+        note="Needs Node; restart Claude Desktop after the edit (a plain url entry does not work there)."),
     "claude-ai": Client("claude.ai", "text", "web UI → Settings → Connectors", _claude_ai, "remote",
-        note="request headers need a Pro, Max or Team plan."),
+        note="Request headers need a Pro, Max or Team plan."),
     "chatgpt": Client("ChatGPT", "text", "web UI → Settings → Apps & Connectors", _chatgpt, "remote", bearer=False,
-        note="takes OAuth or nothing, no bearer token; use --client openai-api meanwhile."),
-    "cursor": Client("Cursor", "json", "~/.cursor/mcp.json", _servers()),
-    "vscode": Client("VS Code", "json", ".vscode/mcp.json", _vscode),
+        note="Takes OAuth or nothing, no bearer token; use --client openai-api meanwhile."),
+    "cursor": Client("Cursor", "json", "~/.cursor/mcp.json", _servers(), default=True,
+        link=_config_link("cursor://anysphere.cursor-deeplink/mcp/install")),
+    "vscode": Client("VS Code", "json", ".vscode/mcp.json", _vscode, default=True, note=_KEEP, link=_vscode_link),
     "vscode-cli": Client("VS Code, by command", "shell", "terminal", lambda e: shlex.join(
         ["code", "--add-mcp", json.dumps({"name": e.slug, "type": "http", "url": e.url, **_headers(e)})]) + "\n"),
     "windsurf": Client("Windsurf / Devin Desktop", "json", "~/.codeium/windsurf/mcp_config.json",
-        lambda e: _json({"mcpServers": {e.slug: {"serverUrl": e.url, **_headers(e)}}})),
+        lambda e: _json({"mcpServers": {e.slug: {"serverUrl": e.url, **_headers(e)}}}), "system"),
     "zed": Client("Zed", "json", "~/.config/zed/settings.json",
-        lambda e: _json({"context_servers": {e.slug: {"url": e.url, **_headers(e)}}}), "env"),
+        lambda e: _json({"context_servers": {e.slug: {"url": e.url, **_headers(e)}}}), "system"),
     "cline": Client("Cline", "json", "~/.cline/data/settings/cline_mcp_settings.json", lambda e: _json(
         {"mcpServers": {e.slug: {"transport": {"type": "streamableHttp", "url": e.url, **_headers(e)}}}})),
-    "roo": Client("Roo Code", "json", ".roo/mcp.json", _servers(type="streamable-http")),
-    "continue": Client("Continue", "yaml", ".continue/mcpServers/slipway.yaml", _continue),
-    "goose": Client("Goose", "yaml", "~/.config/goose/config.yaml", _goose, "env"),
+    "cline-cli": Client("Cline, by command", "shell", "terminal", _command(
+        "cline", "mcp", "add", "{slug}", "{url}", "--transport", "streamableHttp",
+        "--header", "Authorization: {bearer}", "--yes")),
+    "roo": Client("Roo Code", "json", ".roo/mcp.json", _servers(type="streamable-http"), note=_KEEP),
+    "continue": Client("Continue", "yaml", ".continue/mcpServers/{slug}.yaml", _continue, note=_KEEP),
+    "goose": Client("Goose", "yaml", "~/.config/goose/config.yaml", _goose, "system", link=_goose_link),
     "gemini": Client("Gemini CLI", "json", ".gemini/settings.json",
-        lambda e: _json({"mcpServers": {e.slug: {"url": e.url, "type": "http", **_headers(e)}}})),
+        lambda e: _json({"mcpServers": {e.slug: {"url": e.url, "type": "http", **_headers(e)}}}),
+        note=f"{_KEEP} Gemini CLI reads it in folders that it trusts."),
     "gemini-cli": Client("Gemini CLI, by command", "shell", "terminal", _command(
         "gemini", "mcp", "add", "-s", "user", "-t", "http", "-H", "Authorization: {bearer}", "{slug}", "{url}")),
-    "codex": Client("Codex CLI", "toml", "~/.codex/config.toml", _codex, "env"),
-    "opencode": Client("opencode", "json", "opencode.json", lambda e: _json(
+    "codex": Client("Codex CLI", "toml", "~/.codex/config.toml", _codex, "codex", default=True),
+    "opencode": Client("opencode", "json", "opencode.json", note=_KEEP, render=lambda e: _json(
         {"$schema": "https://opencode.ai/config.json",
          "mcp": {e.slug: {"type": "remote", "url": e.url, "enabled": True, **_headers(e)}}})),
-    "kiro": Client("Kiro", "json", "~/.kiro/settings/mcp.json", _servers()),
+    "opencode-cli": Client("opencode, by command", "shell", "terminal", _command(
+        "opencode", "mcp", "add", "{slug}", "--url", "{url}", "--header", "Authorization={bearer}")),
+    "kiro": Client("Kiro", "json", "~/.kiro/settings/mcp.json", _servers(),
+        link=_config_link("https://kiro.dev/launch/mcp/add", encoded=False)),
     "jetbrains": Client("JetBrains AI Assistant", "json", "Settings → Tools → AI Assistant → MCP → Add → As JSON",
-        lambda e: _json({"mcpServers": {e.slug: _bridge(e)}}), "given", note="through mcp-remote, which needs Node."),
-    "lm-studio": Client("LM Studio", "json", "~/.lmstudio/mcp.json", _servers()),
-    "openai-api": Client("OpenAI Responses API", "json", "request body", _openai, "remote"),
+        lambda e: _json({"mcpServers": {e.slug: _bridge(e)}}), "given", note="Through mcp-remote, which needs Node."),
+    "lm-studio": Client("LM Studio", "json", "~/.lmstudio/mcp.json", _servers(), link=_config_link("lmstudio://add_mcp")),
+    "openai-api": Client("OpenAI Responses API", "json", "request body", _openai, "remote",
+        note="Add model and input."),
     "anthropic-api": Client("Anthropic Messages API", "json", "request body", _anthropic, "remote",
-        note="send the header anthropic-beta: mcp-client-2025-11-20."),
+        note="Add model, max_tokens and messages; send the header anthropic-beta: mcp-client-2025-11-20."),
     "inspector": Client("MCP Inspector", "shell", "terminal", _command(
         "npx", "-y", "@modelcontextprotocol/inspector@latest", "--cli", "{url}", *_INSPECT), "given",
-        note="needs Node 22.19 or newer."),
+        note="Needs Node 22.19 or newer."),
     "mcp-remote": Client("mcp-remote", "shell", "terminal", _command(
         "npx", "-y", LATEST_REMOTE, "{url}", "--transport", "http-only", "--header", "Authorization:${{AUTH_HEADER}}",
         environment={"AUTH_HEADER": "{bearer}"}), "given"),
-    "json": Client("any other client", "json", "where it keeps mcpServers", _servers(type="http"), "env"),
+    "json": Client("any other client", "json", "where it keeps mcpServers", _servers(type="http"), "any",
+        default=True),
     "curl": Client("curl", "shell", "terminal", _curl, "given"),
     "python": Client("Python, fastmcp", "python", "a script", _python, "given"),
     "python-sdk": Client("Python, official SDK", "python", "a script", _python_sdk, "given"),
@@ -284,15 +334,28 @@ CLIENTS: dict[str, Client] = {
         _command("fastmcp", "list", "{url}", "--auth", "{token}", node=False), "given"),
 }  # fmt: skip
 
-DEFAULT_CHOICE = ("claude-code", "cursor", "vscode", "codex", "json")
+DEFAULT_CHOICE: tuple[str, ...] = tuple(name for name, client in CLIENTS.items() if client.default)
 
+# what to do about a local CA; {ca} is its path, quoted for the shell
 _TRUST = {
-    "node": "start it with NODE_EXTRA_CA_CERTS={ca} in its environment (a .env file has no effect), or it will not "
+    "node": "Start it with NODE_EXTRA_CA_CERTS={ca} in its environment (a .env file has no effect), or it will not "
     "trust the local certificate.",
-    "env": "start it with SSL_CERT_FILE={ca} in its environment (Node: NODE_EXTRA_CA_CERTS), to trust the local CA.",
+    # adds to the system's roots, where SSL_CERT_FILE may replace them
+    "codex": "Start it with CODEX_CA_CERTIFICATE={ca} in its environment, to trust the local CA.",
+    "any": "Start it with NODE_EXTRA_CA_CERTS={ca} (Node) or SSL_CERT_FILE={ca} (most others) in its environment, to "
+    "trust the local CA.",
+    "system": "Add {ca} to the system's trusted roots, then restart it: it may not read NODE_EXTRA_CA_CERTS.",
     "given": "",
-    "remote": "it runs elsewhere and cannot reach this local URL: open a public one first.",
+    "remote": "",
 }
+_OUT_OF_REACH = "It runs elsewhere and cannot reach this local URL: open a public one first."
+
+
+def _row(name: str) -> Client:
+    client = CLIENTS.get(name)
+    if client is None:
+        raise UnknownClient(name)
+    return client
 
 
 def render(name: str, endpoint: Endpoint) -> Snippet:
@@ -301,24 +364,21 @@ def render(name: str, endpoint: Endpoint) -> Snippet:
     Raises:
         UnknownClient: with the close matches.
     """
-    client = CLIENTS.get(name)
-    if client is None:
-        raise UnknownClient(name)
-    trust = _TRUST[client.trust].format(ca=endpoint.ca_file) if endpoint.ca_file and endpoint.local else ""
-    return Snippet(client.kind, client.path, client.render(endpoint), " ".join(filter(None, (trust, client.note))))
+    client, trust = _row(name), ""
+    if client.trust == "remote":
+        trust = _OUT_OF_REACH if endpoint.local else ""
+    elif endpoint.ca_file:
+        trust = _TRUST[client.trust].format(ca=shlex.quote(endpoint.ca_file))
+    note = " ".join(filter(None, (trust, client.note)))
+    path = client.path.replace("{slug}", endpoint.slug)
+    return Snippet(client.kind, path, client.render(endpoint), note)
 
 
 def deeplink(name: str, endpoint: Endpoint) -> str | None:
-    """Return a link that installs the server in this client, or None. It carries the token into histories: say so."""
-    plain = {"url": endpoint.url, **_headers(endpoint)}
-    whole = quote(json.dumps({"name": endpoint.slug, "type": "http", **plain}), safe="")
-    inner = quote(base64.b64encode(json.dumps(plain).encode()).decode(), safe="")
-    server = quote(endpoint.slug, safe="")
-    return {
-        "cursor": f"cursor://anysphere.cursor-deeplink/mcp/install?name={server}&config={inner}",
-        "lm-studio": f"lmstudio://add_mcp?name={server}&config={inner}",
-        "vscode": f"vscode:mcp/install?{whole}",
-        "kiro": f"https://kiro.dev/launch/mcp/add?name={server}&config={quote(json.dumps(plain), safe='')}",
-        "goose": f"goose://extension?url={quote(endpoint.url, safe='')}&type=streamable_http&id={server}"
-        f"&name={server}&description=Slipway&timeout=300&header={quote('Authorization=' + endpoint.bearer, safe='')}",
-    }.get(name)
+    """Return a link that installs the server in this client, or None. It carries the token into histories: say so.
+
+    Raises:
+        UnknownClient: with the close matches.
+    """
+    link = _row(name).link
+    return link(endpoint) if link else None
