@@ -78,8 +78,11 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         return PlainTextResponse("ok\n")
 
     async def readyz(_: Request) -> Response:
-        status = await _ask(whole, secret, "tools/list")
-        return JSONResponse({"ready": status == 200, "tools_list": status}, 200 if status == 200 else 503)
+        # a purely stateful app lists nothing without a session, so there the opening of one is the proof
+        status = await _ask(
+            whole, secret, *(["initialize", _HELLO] if config.sessions == "stateful" else ["tools/list"])
+        )
+        return JSONResponse({"ready": status == 200, "answer": status}, 200 if status == 200 else 503)
 
     routes = [Route("/healthz", healthz), Route("/readyz", readyz), Mount("/", endpoint)]
     hosts = _Hosts(config)
@@ -213,6 +216,9 @@ def _client_info(message: dict[str, Any]) -> str:
     return f"{info.get('name', '')} {info.get('version', '')}".strip()[:100]
 
 
+_HELLO = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "slipway", "version": "0"}}
+
+
 async def _ask(app: ASGIApp, secret: tokens.Secret, method: str, params: dict[str, Any] | None = None) -> int:
     """Send one JSON-RPC request through the whole app, in process. Returns: the HTTP status."""
     token = tokens.mint(secret, subject="slipway", scope="tool:*", ttl=60, client_id="self").token
@@ -233,8 +239,7 @@ async def _ask(app: ASGIApp, secret: tokens.Secret, method: str, params: dict[st
 
 async def _warm_up(app: ASGIApp, secret: tokens.Secret) -> None:
     """Load what FastMCP loads at the first call, so that no user waits for it: session, list, call, both paths."""
-    start = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "slipway", "version": "0"}}
-    await _ask(app, secret, "initialize", start)
+    await _ask(app, secret, "initialize", _HELLO)
     await _ask(app, secret, "tools/list")
     await _ask(app, secret, "tools/call", {"name": "slipway-warm-up", "arguments": {}})
 

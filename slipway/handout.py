@@ -53,9 +53,12 @@ class Handout:
         return "\n".join(parts)
 
     def notes(self, names: list[str]) -> list[str]:
-        """Return what these clients' users should know, each sentence once."""
-        found = {clients.render(name, self.endpoint()).note: clients.CLIENTS[name].title for name in names}
-        return [f"{title}: {note}" for note, title in found.items() if note]
+        """Return what these clients' users should know, each sentence once, with the clients that it is for."""
+        found: dict[str, list[str]] = {}
+        for name in names:
+            if note := clients.render(name, self.endpoint()).note:
+                found.setdefault(note, []).append(clients.CLIENTS[name].title)
+        return [f"{', '.join(titles)}: {note}" for note, titles in found.items()]
 
 
 def choose(wanted: list[str]) -> list[str]:

@@ -1,0 +1,110 @@
+"""The log of who knocked: private, rotated, harmless to a terminal, and followed over whatever happens to the file."""
+
+from __future__ import annotations
+
+import json
+import logging.handlers
+import time
+from pathlib import Path
+
+import pytest
+
+from slipway import knocks
+from slipway.knocks import Knock, Tail
+
+
+def test_a_record_survives_writing_and_reading(tmp_path: Path) -> None:
+    logger = knocks.open_log(tmp_path / "log" / "server.jsonl")
+    knock = Knock(
+        time=time.time(),
+        http="POST",
+        method="tools/call",
+        tool="add",
+        client="me 1",
+        status=200,
+        ms=1.25,
+        subject="ana",
+    )
+    knocks.write(logger, knock)
+    (line,) = (tmp_path / "log" / "server.jsonl").read_text().splitlines()
+    assert "reason" not in json.loads(line)
+    back = knocks.parse(line)
+    assert back
+    assert (back.tool, back.subject, back.status) == ("add", "ana", 200)
+    assert "tools/call add" in knocks.render(back)
+
+
+def test_every_generation_of_the_log_is_private(tmp_path: Path) -> None:
+    logger = knocks.open_log(tmp_path / "server.jsonl")
+    (handler,) = logger.handlers
+    assert isinstance(handler, logging.handlers.RotatingFileHandler)
+    handler.maxBytes = 300
+    for _ in range(20):
+        knocks.write(logger, Knock(path="/mcp", status=200))
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 4
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
+def test_a_full_disk_ends_no_request() -> None:
+    logger = knocks.open_log(Path("/dev/full"))
+    knocks.write(logger, Knock(status=200))
+
+
+def test_a_hostile_client_cannot_command_the_terminal() -> None:
+    evil = "\x1b[2J\x07evil\r\n12:00:00 fake line"
+    shown = knocks.render(Knock(client=evil, era=evil, method=evil, tool=evil, subject=evil, reason=evil, status=200))
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert shown.count("\n") == 1  # ours, before the reason
+
+
+@pytest.mark.parametrize(
+    "raw", ["", "{", "[]", "null", '{"request": 5}', '{"request": {}, "ts": "x", "refused": "y"}', '"text"', "\x00"]
+)
+def test_a_line_that_is_no_record_is_passed_over(raw: str) -> None:
+    knock = knocks.parse(raw)
+    assert knock is None or knocks.render(knock)
+
+
+def test_an_edge_line_counts_only_when_the_edge_refused() -> None:
+    line = {"request": {"method": "POST", "uri": "/x?token=1"}, "ts": 1.0, "status": 404, "duration": 0.001}
+    assert knocks.parse(json.dumps(line)) is None
+    knock = knocks.parse(json.dumps(line | {"refused": "no such public path", "agent": "curl/8"}))
+    assert knock
+    assert (knock.path, knock.client, knock.ms) == ("/x", "curl/8", 1.0)
+
+
+def test_a_tail_follows_over_partial_lines_rotation_truncation_and_a_late_file(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    tail = Tail(path)
+    assert list(tail.lines()) == []
+    path.write_text("one\ntw")
+    assert list(tail.lines()) == ["one"]
+    with path.open("a") as stream:
+        stream.write("o\n")
+    assert list(tail.lines()) == ["two"]
+    path.rename(tmp_path / "log.1")
+    path.write_text("three\n")
+    assert list(tail.lines()) == ["three"]
+    path.write_text("4\n")
+    assert list(tail.lines()) == ["4"]
+    path.unlink()
+    assert list(tail.lines()) == []
+
+
+def test_a_tail_starts_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("old\n")
+    tail = Tail(path)
+    with path.open("a") as stream:
+        stream.write("new\n")
+    assert list(tail.lines()) == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("abc-1._Z", True), ("a" * 65, False), ("a b", False), ("x\ny", False), ("", False), (None, False)],
+)
+def test_only_a_safe_request_id_is_repeated(given: str | None, kept: bool) -> None:
+    assert (knocks.request_id(given) == given) is kept

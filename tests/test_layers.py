@@ -1,0 +1,96 @@
+"""The import table of the design: which room may know which."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = {path.stem: path for path in (ROOT / "slipway").glob("*.py") if path.stem != "__init__"}
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "settings": {"errors"},
+    "tokens": {"errors"},
+    "clients": set(),
+    "ngrok_errors": {"errors"},
+    "processes": set(),
+    "knocks": set(),
+    "sessions": set(),
+    "guards": {"knocks"},
+    "identity": {"knocks", "tokens"},
+    "app": {"errors", "guards", "identity", "knocks", "sessions", "settings", "tokens"},
+    "compose": {"errors", "settings"},
+    "edge": {"errors", "ngrok_errors", "settings"},
+    "handout": {"clients", "tokens"},
+    "tunnels": {"ngrok_errors", "processes"},
+    "opening": {"edge", "errors", "processes", "settings", "tunnels"},
+    "stack": {"compose", "errors", "processes", "settings", "tokens", "tunnels"},
+    "mint": {"errors", "settings", "tokens"},
+}
+READS_THE_ENVIRONMENT = {"app", "compose", "mint", "opening", "stack", "tunnels"}
+
+
+def imported(path: Path) -> set[str]:
+    """Return the dotted names that a file imports."""
+    names: set[str] = set()
+    for item in ast.walk(ast.parse(path.read_text())):
+        if isinstance(item, ast.Import):
+            names |= {alias.name for alias in item.names}
+        elif isinstance(item, ast.ImportFrom) and item.module:
+            names |= {item.module, *(f"{item.module}.{alias.name}" for alias in item.names)}
+    return names
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_the_table_allows(room: str) -> None:
+    used = {name.split(".")[1] for name in imported(ROOMS[room]) if name.startswith("slipway.")} & set(ROOMS)
+    assert used <= MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize("room", sorted(set(ROOMS) - {"app", "identity"}))
+def test_fastmcp_stays_on_the_server_side(room: str) -> None:
+    assert not [name for name in imported(ROOMS[room]) if name.split(".")[0] in ("fastmcp", "mcp", "mcp_types")]
+
+
+@pytest.mark.parametrize("room", sorted(set(ROOMS) - {"tunnels"}))
+def test_only_tunnels_knows_pyngrok(room: str) -> None:
+    assert not [name for name in imported(ROOMS[room]) if name.startswith("pyngrok")]
+
+
+@pytest.mark.parametrize("room", sorted(set(ROOMS) - READS_THE_ENVIRONMENT))
+def test_settings_enter_at_the_door(room: str) -> None:
+    tree = ast.parse(ROOMS[room].read_text())
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "environ"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_room_has_a_door_plate_and_no_buffering_middleware(room: str) -> None:
+    text = ROOMS[room].read_text()
+    assert ast.get_docstring(ast.parse(text))
+    assert "BaseHTTPMiddleware" not in text
+    assert len(text.splitlines()) <= 400
+
+
+def test_nobody_imports_an_entry_point() -> None:
+    for path in ROOMS.values():
+        assert not {"server", "tunnel"} & {name.split(".")[0] for name in imported(path)}
+
+
+def test_no_file_names_a_registry_or_a_path_of_a_machine() -> None:
+    hosts = [
+        "py" + "pi.org",
+        "python" + "hosted.org",
+        "registry.npm" + "js.org",
+        "deb.deb" + "ian.org",
+        "/work" + "/main",
+    ]
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    for name in listed or [str(path.relative_to(ROOT)) for path in ROOMS.values()]:
+        path = ROOT / name
+        if path.is_file():
+            text = path.read_text(errors="replace")
+            assert not [host for host in hosts if host in text], name
