@@ -16,7 +16,7 @@ from types import FrameType
 import pyperclip
 import segno
 
-from slipway import edge, handout, knocks, opening, settings, tokens
+from slipway import edge, handout, knocks, opening, settings, stack, tokens
 from slipway.clients import CLIENTS, UnknownClient
 from slipway.errors import Problem
 
@@ -53,7 +53,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--copy", action="store_true", help="copy the first configuration to the clipboard")
     add("--list-clients", action="store_true", help="list the names for --client")
     add("--no-public", action="store_true", help="open no public URL")
-    add("--check-arguments", action="store_true", help=argparse.SUPPRESS)
+    # for scripts/up: start server and edge first
+    add("--up", action="store_true", help=argparse.SUPPRESS)
+    add("--local", action="store_true", help="with ./scripts/up: run server and edge without Docker")
     chosen = parser.parse_args(argv)
     handout.choose(chosen.client)
     tokens.parse_ttl(chosen.ttl)
@@ -75,10 +77,10 @@ def main(argv: list[str]) -> None:
         for name, client in CLIENTS.items():
             print(f"{name:<18} {client.title}{'' if client.bearer else ' (takes no bearer token)'}")
         return
-    if chosen.check_arguments:
-        return
     for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, _stop)
+    if chosen.up:
+        stack.up(local=chosen.local)
     config = settings.load(os.environ, ROOT / ".env")
     secret = tokens.read_secret(ROOT / config.secret_file)
     edge.check(config)

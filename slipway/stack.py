@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
+import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -23,7 +21,10 @@ from slipway.errors import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT = 60.0  # seconds
-STOP_TIMEOUT = 8.0  # seconds; longer than the server's own grace, shorter than processes.STOP_TIMEOUT
+
+
+class PortInUse(Problem):
+    """Another program, or our own containers, hold a port that server or edge need."""
 
 
 def say(text: str) -> None:
@@ -109,8 +110,8 @@ def _record(config: settings.Settings) -> Path:
 
 
 def _up_local(config: settings.Settings) -> None:
-    children(config)
     record, fingerprint = _record(config), _fingerprint(config)
+    task = {"record": str(record), "fingerprint": fingerprint, "children": children(config), "folder": str(ROOT)}
     if processes.running(record).get("fingerprint") == fingerprint and answers(config):
         say("server and edge are running already")
         return
@@ -120,18 +121,21 @@ def _up_local(config: settings.Settings) -> None:
     with log.open("ab") as output:
         log.chmod(0o600)
         begin = output.tell()
-        command = [sys.executable, "-m", "slipway.stack", "supervise", fingerprint]
         supervisor = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
+            [sys.executable, "-m", "slipway.supervisor"],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+    assert supervisor.stdin  # noqa: S101 it was asked for above
+    with contextlib.suppress(BrokenPipeError), supervisor.stdin as stream:
+        stream.write(json.dumps(task).encode())
     started = processes.until(lambda: answers(config) or supervisor.poll() is not None, START_TIMEOUT)
     if started and supervisor.poll() is None:
         return
     supervisor.terminate()
     supervisor.wait()
-    with log.open("rb") as stream:
-        stream.seek(begin)
-        last = stream.read().decode("utf-8", "replace").strip().splitlines()[-12:]
+    with log.open("rb") as tail:
+        tail.seek(begin)
+        last = tail.read().decode("utf-8", "replace").strip().splitlines()[-12:]
     say("\n".join(f"  {line[:200]}" for line in last))
     raise Problem(
         "Server or edge did not start; its last lines are above.", f"Mend it, then ./scripts/up. All of it: {log}"
@@ -158,50 +162,11 @@ def _free_ports(config: settings.Settings) -> None:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
-                raise Problem(
+                raise PortInUse(
                     f"Port {port} ({name}) cannot be used: {error.strerror}.",
                     f"Stop what holds it (ss -ltnp 'sport = :{port}' names it), or set {name} in .env",
                     3,
                 ) from None
-
-
-async def supervise(config: settings.Settings, fingerprint: str) -> None:
-    """Keep server and edge alive until SIGTERM or SIGINT; a child that dies is started again, ever more slowly."""
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    record = _record(config)
-    mine = {"process": processes.identity(os.getpid()), "fingerprint": fingerprint}
-    started_as: dict[str, list[float]] = {}
-
-    async def keep(name: str, command: list[str], environment: dict[str, str]) -> None:
-        delay = 0.2
-        while not stopping.is_set():
-            begun = time.monotonic()
-            process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment)
-            started_as[name] = processes.identity(process.pid)
-            processes.write(record, mine | {"children": list(started_as.values())})
-            ended, halted = asyncio.create_task(process.wait()), asyncio.create_task(stopping.wait())
-            await asyncio.wait({ended, halted}, return_when=asyncio.FIRST_COMPLETED)
-            halted.cancel()
-            if stopping.is_set():
-                with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
-                try:
-                    await asyncio.wait_for(ended, STOP_TIMEOUT)
-                except TimeoutError:
-                    process.kill()
-                    await process.wait()
-                return
-            delay = 0.2 if time.monotonic() - begun > 30 else min(delay * 2, 10)
-            say(f"{name} ended with {process.returncode}; starting it again in {delay:.1f} s")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), delay)
-
-    try:
-        await asyncio.gather(*(keep(name, *row) for name, row in children(config).items()))
-    finally:
-        record.unlink(missing_ok=True)
 
 
 def up(*, local: bool) -> None:
@@ -211,14 +176,18 @@ def up(*, local: bool) -> None:
         Problem: with the cause and the cure.
     """
     config = prepare()
-    missing = compose.missing()
-    if missing and not local:
+    missing = "" if local else compose.missing()
+    if missing:
         say(f"{missing}: running server and edge as processes of this machine")
-    if missing or local:
-        if not missing and compose.Compose(ROOT).exists():
+    if local or missing:
+        try:
+            _up_local(config)
+        except PortInUse:
+            if missing or compose.missing() or not compose.Compose(ROOT).exists():
+                raise
             say("stopping the containers: --local takes their ports")
             compose.Compose(ROOT).down()
-        _up_local(config)
+            _up_local(config)
     else:
         processes.stop(_record(config))
         if not compose.has_init() and "SLIPWAY_INIT" not in settings.read_env_file(ROOT / ".env"):
@@ -248,8 +217,6 @@ def main(arguments: list[str]) -> int:
                 up(local="--local" in rest)
             case ["down"]:
                 down()
-            case ["supervise", fingerprint]:
-                asyncio.run(supervise(settings.load(os.environ, ROOT / ".env"), fingerprint))
             case _:
                 say("usage: python -m slipway.stack up [--local] | down")
                 return 2

@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "handout": {"clients", "tokens"},
     "tunnels": {"ngrok_errors", "processes"},
     "opening": {"edge", "errors", "processes", "settings", "tunnels"},
+    "supervisor": {"processes"},
     "stack": {"compose", "errors", "processes", "settings", "tokens", "tunnels"},
     "mint": {"errors", "settings", "tokens"},
 }

@@ -1,0 +1,72 @@
+"""Keeps the processes of a stack without Docker alive, until it is told to end them. It is started by stack.py.
+
+What to run arrives as JSON on stdin; nothing else of Slipway is imported, so that it is there at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from slipway import processes
+
+STOP_TIMEOUT = 8.0  # seconds; longer than the server's own grace, shorter than processes.STOP_TIMEOUT
+SETTLED = 30.0  # seconds after which a child counts as having started well
+
+
+async def supervise(record: Path, fingerprint: str, children: dict[str, Any], folder: str) -> None:
+    """Start the children and start again, ever more slowly, what dies; end them at SIGTERM or SIGINT.
+
+    Args:
+        record: where to write who runs, for `down` and the next `up`.
+        fingerprint: of settings and code, kept in the record.
+        children: {name: [command, environment]}.
+        folder: where they run.
+    """
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    mine = {"process": processes.identity(os.getpid()), "fingerprint": fingerprint}
+    started_as: dict[str, list[float]] = {}
+
+    async def keep(name: str, command: list[str], environment: dict[str, str]) -> None:
+        delay = 0.2
+        while not stopping.is_set():
+            begun = time.monotonic()
+            process = await asyncio.create_subprocess_exec(*command, cwd=folder, env=environment)
+            started_as[name] = processes.identity(process.pid)
+            processes.write(record, mine | {"children": list(started_as.values())})
+            ended, halted = asyncio.create_task(process.wait()), asyncio.create_task(stopping.wait())
+            await asyncio.wait({ended, halted}, return_when=asyncio.FIRST_COMPLETED)
+            halted.cancel()
+            if stopping.is_set():
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+                try:
+                    await asyncio.wait_for(ended, STOP_TIMEOUT)
+                except TimeoutError:
+                    process.kill()
+                    await process.wait()
+                return
+            delay = 0.2 if time.monotonic() - begun > SETTLED else min(delay * 2, 10)
+            sys.stderr.write(f"{name} ended with {process.returncode}; starting it again in {delay:.1f} s\n")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), delay)
+
+    await asyncio.gather(*(keep(name, *row) for name, row in children.items()))
+
+
+if __name__ == "__main__":
+    task = json.load(sys.stdin)
+    path = Path(task["record"])
+    try:
+        asyncio.run(supervise(path, task["fingerprint"], task["children"], task["folder"]))
+    finally:
+        path.unlink(missing_ok=True)
