@@ -30,7 +30,7 @@ EXAMPLES = """examples:
 
 GO_PUBLIC = """
 To go public:
-  1. get a free account and its authtoken: dashboard.ngrok.com/get-started/your-authtoken
+  1. get an authtoken: dashboard.ngrok.com/get-started/your-authtoken (free)
   2. put it into .env:  NGROK_AUTHTOKEN=…
   3. ./scripts/up"""
 
@@ -104,7 +104,7 @@ def hand_out(sheet: handout.Handout, chosen: argparse.Namespace, tools: list[str
     print(sheet.as_json() if chosen.json else sheet.as_text(names).rstrip("\n"), flush=True)
     if not sys.stdout.isatty():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    say(f"\n{'public' if sheet.public else 'local'} URL  {sheet.url}")
+    say(f"\n{'public URL' if sheet.public else 'local URL':<11} {sheet.url}")
     left = tokens.duration(claims["exp"] - int(time.time()))
     say(f"token       {claims['sub']}, {claims['scope']}, expires in {left} (jti {claims['jti']})")
     say(f"verified    a real call listed {len(tools)} tools: {', '.join(tools[:8])}")
@@ -140,6 +140,7 @@ def _stop(number: int, _: FrameType | None) -> None:
     # SystemExit, so that every `with` closes what it opened: after SIGTERM no atexit handler would run
     for again in (signal.SIGTERM, signal.SIGINT):
         signal.signal(again, signal.SIG_IGN)
+    say("\nended; server and edge stay up (./scripts/down stops them)")
     raise SystemExit(0)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 
+from slipway import ngrok_errors
 from slipway.errors import Problem
 from slipway.settings import Settings
 
@@ -69,15 +70,22 @@ def verify(
     Raises:
         Problem: with the status, and the tunnel's error code where there is one.
     """
-    trust = ssl.create_default_context(cafile=str(ca)) if ca else ssl.create_default_context()
     deadline = time.monotonic() + patience
     while True:
         try:
-            return _list_tools(url, token, trust)
+            return _list_tools(url, token, _trust(ca))
         except Problem:
             if time.monotonic() >= deadline or stop():
                 raise
             time.sleep(0.3)  # the far end has no event for us
+
+
+def _trust(ca: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(ca)) if ca else ssl.create_default_context()
+    except OSError as error:
+        cure = "Start the edge once, it makes its authority: ./scripts/up"
+        raise Problem(f"The local authority's certificate {ca} cannot be read: {error.strerror}.", cure, 4) from None
 
 
 def _list_tools(url: str, token: str, trust: ssl.SSLContext) -> list[str]:
@@ -97,12 +105,14 @@ def _list_tools(url: str, token: str, trust: ssl.SSLContext) -> list[str]:
         raise Problem(f"{url} cannot be reached: {text[:200]}.", cure, 5) from None
     if answer.status_code != 200:
         code = answer.headers.get("ngrok-error-code", "")
+        if code in ngrok_errors.ROWS:
+            raise ngrok_errors.TunnelError(*ngrok_errors.ROWS[code], code=code)
         what = f"{answer.status_code} {code}".strip()
         cure = f"Read ngrok.com/docs/errors/{code.lower()}" if code else f"It said: {_shown(answer.text)}"
         raise Problem(f"{url} answers {what} to a tools/list with a good token.", cure, 5)
     try:
         return [str(tool["name"]) for tool in _message(answer)["result"]["tools"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError):
         raise Problem(f"{url} is no MCP endpoint: its answer is no tools/list.", "Check the URL", 5) from None
 
 

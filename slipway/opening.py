@@ -69,6 +69,7 @@ def opened(config: Settings, root: Path, *, url: str, public: bool, say: Callabl
         with tunnels.open_tunnel(options, on_event) as tunnel:
             # the server accepts this Host from now on, and no longer when the tunnel is gone
             note.write_text(tunnel.public_url + "\n", encoding="utf-8")
+            note.chmod(0o644)  # the container's user must read it, whatever our umask is
             yield Opening(tunnel.public_url + "/mcp", public=True, ours=True)
     finally:
         note.unlink(missing_ok=True)

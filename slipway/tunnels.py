@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,15 +155,17 @@ class Tunnel:
                 failure.append(error)
 
         thread = threading.Thread(target=run, daemon=True)
+        begun = time.monotonic()
         thread.start()
         try:
             thread.join(seconds)
+            waited_out = thread.is_alive() or time.monotonic() - begun >= self._options.startup_timeout
         finally:
             if thread.is_alive() or failure:
                 end_agents(self._options.config_dir)  # its end of file also ends the thread
         if outcome:
             return outcome[0]
-        if not failure:
+        if not failure or (waited_out and "unable to start" in str(failure[0])):
             raise ngrok_errors.TunnelError(*ngrok_errors.ROWS["silent"])
         error = failure[0]
         if not isinstance(error, PyngrokError | OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
@@ -15,10 +16,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from slipway import edge, settings, stack, tokens
+from tests import ngrok_agent
 
 ROOT = Path(__file__).resolve().parent.parent
+AUTHTOKEN = "2abcDEFghijklmnopqrstuvwxyz_0123456789"
 
 
 def free_ports(count: int) -> list[int]:
@@ -195,3 +201,35 @@ def clean_environment(home: Path, **extra: str) -> dict[str, str]:
     """Return an environment without this machine's settings for Slipway or ngrok."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLIPWAY_", "NGROK_", "PYNGROK_", "STANDIN_"))}
     return {**kept, "HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config"), **extra}
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """Write a self-signed certificate for the stand-in's edge, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.DNSName("*.ngrok-free.app")])
+    made = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=2)).add_extension(names, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return folder / "cert.pem", folder / "key.pem"
+
+
+@pytest.fixture
+def account(tmp_path: Path) -> dict[str, str]:
+    """The environment in which the stand-in and its account live."""
+    folder = tmp_path / "account"
+    folder.mkdir()
+    cert, key = certificate(folder)
+    agent = ngrok_agent.write_executable(folder / "ngrok")
+    return {
+        "PYNGROK_NGROK_PATH": str(agent), "NGROK_AUTHTOKEN": AUTHTOKEN, "SSL_CERT_FILE": str(cert),
+        "STANDIN_STATE": str(folder / "state"), "STANDIN_CERT": str(cert), "STANDIN_KEY": str(key), "STANDIN_OUTAGE": "0.5",
+    }  # fmt: skip

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -74,6 +75,10 @@ def test_a_server_that_cannot_start_says_why_in_two_lines(
     assert "→" in done.stderr
 
 
+def operator_saw(stack: Stack, request_id: str, reason: str) -> bool:
+    return any(line["request_id"] == request_id and reason in line["reason"] for line in stack.log("server"))
+
+
 def test_callers_learn_invalid_token_and_the_operator_the_reason(shared_stack: Stack) -> None:
     claims = tokens.mint(shared_stack.secret, subject="ana", scope="tool:*", ttl=60).claims
     key = shared_stack.secret.key()
@@ -97,8 +102,8 @@ def test_callers_learn_invalid_token_and_the_operator_the_reason(shared_stack: S
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"].startswith('Bearer realm="slipway", error="invalid_token"')
         answers[reason] = answer.text + answer.headers["www-authenticate"]
-        lines = [line for line in shared_stack.log("server") if line["request_id"] == reason.replace(" ", "-")]
-        assert reason in lines[0]["reason"]
+        named = reason.replace(" ", "-")
+        wait_until(partial(operator_saw, shared_stack, named, reason), what=f"a line that says {reason}")
     assert len(set(answers.values())) == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import socket
 import ssl
@@ -155,6 +156,38 @@ def test_the_image_has_the_locked_packages_compiled_and_fast(containers: Contain
     assert out[1:] == ["True", "True"]
 
 
+def test_the_host_of_an_open_tunnel_reaches_the_container_at_once(containers: Containers) -> None:
+    note = containers.root / ".slipway" / "run" / "public_url"
+    url = f"http://127.0.0.1:{containers.config.edge_port}/mcp"
+    ask = ("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Host: demo.ngrok-free.app", "-d", "{}", url)
+    assert containers.run(*ask).stdout == "421"
+    note.write_text("https://demo.ngrok-free.app\n")
+    assert containers.run(*ask).stdout == "401"
+    note.unlink()
+    assert containers.run(*ask).stdout == "421"
+
+
+def test_up_with_docker_ends_in_a_public_url(containers: Containers, account: dict[str, str]) -> None:
+    up = subprocess.Popen(
+        [containers.root / "scripts" / "up", "--json"], cwd=containers.root, env=containers.environment | account,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert up.stdout
+    try:
+        product = json.loads(up.stdout.readline())
+        assert product["public"] is True
+        words = shlex.split(product["clients"]["curl"]["text"])
+        done = subprocess.run(
+            [*words, "--cacert", account["SSL_CERT_FILE"]], capture_output=True, text=True, timeout=30
+        )
+        assert "whoami" in done.stdout, done.stderr
+    finally:
+        up.terminate()
+        story = up.communicate(timeout=30)[1]
+    assert up.returncode == 0, story
+    assert "Traceback" not in story
+
+
 def kill_server(containers: Containers) -> None:
     """SIGKILL the server itself, as the kernel would; `docker kill` would count as a wish to stop it."""
     pid = containers.inspect("server")["State"]["Pid"]
@@ -235,6 +268,7 @@ def test_a_stop_is_clean_and_a_bare_compose_up_works_after_the_first(containers:
 def test_a_port_in_use_is_told_without_a_traceback(containers: Containers) -> None:
     containers.run(".venv/bin/python", "-m", "slipway.stack", "down")
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", containers.config.edge_port))
         taken.listen()
         done = containers.up(ok=False)
