@@ -45,13 +45,16 @@ def opened(config: Settings, root: Path, *, url: str, public: bool, say: Callabl
         yield Opening(edge.local_url(config), public=False, ours=False)
         return
     record, note = root / config.state / "run" / "tunnel.json", root / config.public_url_file
-    if (found := processes.running(record)) and note.exists():
-        if url and url.rstrip("/") != note.read_text().strip():
-            raise Problem(
-                f"A tunnel is open already, at {note.read_text().strip()}.", "Stop it first: ./scripts/down", 11
-            )
-        say(f"the tunnel is open already (process {int(found['process'][0])}); this only prints")
-        yield Opening(note.read_text().strip() + "/mcp", public=True, ours=False)
+    if found := processes.running(record):
+        number = int(found["process"][0])
+        if not note.exists():
+            cure = "Wait for it, or stop it: ./scripts/down"
+            raise Problem(f"Another tunnel.py (process {number}) is just opening a tunnel.", cure, 11)
+        present = note.read_text(encoding="utf-8").strip()
+        if url and url.rstrip("/") != present:
+            raise Problem(f"A tunnel is open already, at {present}.", "Stop it first: ./scripts/down", 11)
+        say(f"the tunnel is open already (process {number}); this one only prints and watches")
+        yield Opening(present + "/mcp", public=True, ours=False)
         return
 
     def on_event(kind: str, message: str) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from slipway import compose, processes, settings, tokens, tunnels
@@ -176,6 +178,20 @@ def up(*, local: bool) -> None:
         Problem: with the cause and the cure.
     """
     config = prepare()
+    with _alone(config):
+        _up(config, local=local)
+    say(f"server http://127.0.0.1:{config.server_port}/mcp · edge https://localhost:{config.tls_port}/mcp")
+
+
+@contextlib.contextmanager
+def _alone(config: settings.Settings) -> Iterator[None]:
+    """Let one `up` run at a time: two would both find the ports free, and fight for them ever after."""
+    with (ROOT / config.state / "run" / "up.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _up(config: settings.Settings, *, local: bool) -> None:
     missing = "" if local else compose.missing()
     if missing:
         say(f"{missing}: running server and edge as processes of this machine")
@@ -193,7 +209,6 @@ def up(*, local: bool) -> None:
         if not compose.has_init() and "SLIPWAY_INIT" not in settings.read_env_file(ROOT / ".env"):
             _append(ROOT / ".env", "this Docker engine has no docker-init", SLIPWAY_INIT="false")
         compose.Compose(ROOT).up(config)
-    say(f"server http://127.0.0.1:{config.server_port}/mcp · edge https://localhost:{config.tls_port}/mcp")
 
 
 def down() -> None:
@@ -202,6 +217,7 @@ def down() -> None:
     if processes.stop(ROOT / config.state / "run" / "tunnel.json"):
         say("stopped the tunnel")
     tunnels.end_agents(ROOT / config.state / "ngrok")
+    (ROOT / config.public_url_file).unlink(missing_ok=True)
     if processes.stop(_record(config)):
         say("stopped server and edge")
     if not compose.missing() and compose.Compose(ROOT).exists():

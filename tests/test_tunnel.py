@@ -410,3 +410,68 @@ def test_a_mistake_ends_in_one_cause_one_cure_and_its_exit_code(
     taken.close()
     assert told in up.story
     assert "Traceback" not in up.story
+
+
+def test_a_second_tunnel_prints_for_the_open_one_and_a_killed_server_comes_back(
+    checkout: Path, account: dict[str, str]
+) -> None:
+    environment = clean_environment(checkout, **account)
+    first = Up(checkout, environment, "--json")
+    second = None
+    try:
+        product = json.loads(first.product())
+        second = Up(checkout, environment, "--client", "cursor", "--qr", "--copy", "--subject", "eve")
+        entry = json.loads(second.product())["mcpServers"]["slipway"]
+        assert entry["url"] == product["url"]
+        wait_until(lambda: "who knocks" in second.story, what="the end of the story")
+        assert "the tunnel is open already" in second.story
+        assert "█" in second.story or "▀" in second.story
+        assert "clipboard" in second.story
+        assert len(agents(account)) == 1
+        (server,) = [p for p in psutil.process_iter() if f"{checkout}/server.py" in " ".join(command_line(p))]
+        server.kill()
+        trust = ssl.create_default_context(cafile=account["SSL_CERT_FILE"])
+        headers = {"authorization": f"Bearer {product['token']}", "accept": "application/json, text/event-stream"}
+
+        def answered() -> bool:
+            with httpx2.Client(timeout=10, verify=trust) as client:
+                body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+                return client.post(product["url"], headers=headers, json=body).status_code == 200
+
+        wait_until(answered, 30, "the supervisor's new server")
+        assert second.end() == 0
+        assert len(agents(account)) == 1, "the second tunnel.py must not close what the first opened"
+    finally:
+        if second and second.process.poll() is None:
+            second.end()
+        assert first.end() == 0
+    assert not agents(account)
+
+
+def test_two_ups_at_once_share_one_stack(checkout: Path) -> None:
+    ups = [Up(checkout, clean_environment(checkout), "--json") for _ in range(2)]
+    try:
+        assert len({json.loads(up.product())["url"] for up in ups}) == 1
+        assert sum("running already" in up.story for up in ups) == 1
+        assert len([p for p in psutil.process_iter() if f"{checkout}/server.py" in " ".join(command_line(p))]) == 1
+    finally:
+        for up in ups:
+            up.end()
+
+
+def test_mint_prints_a_token_and_nothing_else_and_explains_it(checkout: Path) -> None:
+    def mint(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [checkout / "scripts" / "mint", *arguments]
+        return subprocess.run(command, env=clean_environment(checkout), capture_output=True, text=True, timeout=60)
+
+    made = mint("--subject", "ana", "--tools", "add,countdown", "--ttl", "1h")
+    assert made.stdout.count("\n") == 1
+    assert made.stdout.count(".") == 2
+    assert made.stderr == ""
+    explained = mint("--explain", made.stdout.strip())
+    assert explained.returncode == 0
+    assert "tool:add tool:countdown" in explained.stdout
+    refused = mint("--explain", made.stdout.strip()[:-3])
+    assert refused.returncode == 1
+    assert "refused:" in refused.stdout
+    assert mint("--ttl", "soon").returncode == 2
