@@ -24,7 +24,7 @@ from slipway import ngrok_errors, processes
 _DROPPED = ("session closed", "heartbeat timeout", "failed to reconnect", "session closing")
 _BACK = ("tunnel session started", "client session established")
 _PATIENCE = 10.0  # seconds that a call may take longer than the agent's start-up
-_CLOSE_TIMEOUT = 5.0  # seconds
+_CLOSE_TIMEOUT = 3.0  # seconds
 _MAX_DELAY = 30.0  # seconds between tries to bring a dead agent back
 
 Result = TypeVar("Result")
@@ -196,7 +196,7 @@ class Tunnel:
             while not self._closing.is_set():
                 try:
                     end_agents(self._options.config_dir)
-                    ngrok.kill(self._config)
+                    self._attempt(lambda: ngrok.kill(self._config))
                     connected = self._bounded(self._connect, self._options.startup_timeout + _PATIENCE)
                     agent, delay = self._process(), 0.5
                     break
@@ -218,17 +218,26 @@ class Tunnel:
     def close(self) -> None:
         """Take the endpoint offline and end the agent. Never raises, never hangs, never leaves an agent."""
         self._closing.set()
-        closer = threading.Thread(target=self._disconnect, daemon=True)
-        closer.start()
-        closer.join(_CLOSE_TIMEOUT)
-        with contextlib.suppress(Exception):
-            ngrok.kill(self._config)
+        self._attempt(self._disconnect)
         end_agents(self._options.config_dir)
+        # pyngrok forgets the agent; it may wait for its own lock, which an unfinished start holds
+        self._attempt(lambda: ngrok.kill(self._config))
+
+    @staticmethod
+    def _attempt(call: Callable[[], None]) -> None:
+        """Run what may hang or fail for at most _CLOSE_TIMEOUT seconds."""
+
+        def run() -> None:
+            with contextlib.suppress(Exception):
+                call()
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(_CLOSE_TIMEOUT)
 
     def _disconnect(self) -> None:
-        with contextlib.suppress(Exception):
-            if self.public_url and self._online:
-                ngrok.disconnect(self.public_url, self._config)
+        if self.public_url and self._online:
+            ngrok.disconnect(self.public_url, self._config)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from slipway.tunnels import TunnelOptions, open_tunnel
 from tests import ngrok_agent
 from tests.conftest import AUTHTOKEN as TOKEN
 from tests.conftest import Stack, clean_environment, wait_until
+from tests.stack.test_streams import events, newest
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +79,27 @@ def test_the_tunnel_forwards_and_leaves_nothing_behind(
         config = Path(agent.cmdline()[agent.cmdline().index("--config") + 1])
         assert stat.S_IMODE(config.stat().st_mode) == 0o600
     assert not agents(account)
+
+
+async def test_events_pass_the_tunnel_one_by_one_and_a_client_that_leaves_is_noticed(
+    shared_stack: Stack, options: Callable[..., TunnelOptions]
+) -> None:
+    headers, call = newest(name="countdown", arguments={"n": 777, "seconds": 0.05})
+    upstream = shared_stack.edge_url.removesuffix("/mcp")
+    with open_tunnel(options(upstream), lambda *_: None) as tunnel:
+        trust = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
+        async with (
+            httpx2.AsyncClient(timeout=20, verify=trust) as http,
+            http.stream(
+                "POST", tunnel.public_url + "/mcp", headers=shared_stack.bearer() | headers, json=call
+            ) as answer,
+        ):
+            seen = 0
+            async for _, event in events(answer):
+                seen += event.get("method") == "notifications/progress"
+                if seen == 3:
+                    break  # the tool has half a minute to go: what we hold was not buffered
+        await asyncio.to_thread(wait_until, lambda: "countdown(777) was cancelled" in shared_stack.text("server"), 10)
 
 
 @pytest.mark.parametrize(
@@ -446,6 +469,14 @@ def test_a_second_tunnel_prints_for_the_open_one_and_a_killed_server_comes_back(
             second.end()
         assert first.end() == 0
     assert not agents(account)
+
+
+def test_a_signal_while_the_tunnel_opens_leaves_no_agent(checkout: Path, account: dict[str, str]) -> None:
+    up = Up(checkout, clean_environment(checkout, **account, STANDIN_FAULT="silent"), "--json")
+    wait_until(lambda: agents(account), 30, "the start of the agent")
+    assert up.end() == 0
+    assert not agents(account)
+    assert "Traceback" not in up.story
 
 
 def test_two_ups_at_once_share_one_stack(checkout: Path) -> None:
