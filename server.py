@@ -6,6 +6,10 @@ Put your own tools here. `scripts/mint --tools NAME` makes a token for them; who
 import asyncio
 import sys
 
+from slipway import venv
+
+venv.enter("fastmcp")
+
 from fastmcp import Context, FastMCP
 from fastmcp.server.dependencies import get_access_token
 

@@ -13,6 +13,10 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from slipway import venv
+
+venv.enter("pyngrok")
+
 import pyperclip
 import segno
 

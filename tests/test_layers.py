@@ -13,6 +13,7 @@ ROOMS = {path.stem: path for path in (ROOT / "slipway").glob("*.py") if path.ste
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "venv": set(),
     "settings": {"errors"},
     "tokens": {"errors"},
     "clients": set(),

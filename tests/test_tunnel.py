@@ -9,6 +9,7 @@ import signal
 import ssl
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -488,6 +489,20 @@ def test_two_ups_at_once_share_one_stack(checkout: Path) -> None:
     finally:
         for up in ups:
             up.end()
+
+
+@pytest.mark.parametrize("command", [["tunnel.py", "--list-clients"], ["server.py", "sse"]])
+def test_any_python_finds_the_packages_or_names_the_command_that_brings_them(
+    checkout: Path, command: list[str]
+) -> None:
+    bare = [sys._base_executable, "-S", *command]  # -S: nothing but the standard library
+    found = subprocess.run(bare, cwd=checkout, env=clean_environment(checkout), capture_output=True, text=True)
+    assert "Cursor" in found.stdout or "usage" in found.stderr, found.stderr
+    (checkout / ".venv").unlink()
+    lost = subprocess.run(bare, cwd=checkout, env=clean_environment(checkout), capture_output=True, text=True)
+    assert lost.returncode == 2
+    assert lost.stderr.count("\n") == 2
+    assert "./scripts/up" in lost.stderr
 
 
 def test_mint_prints_a_token_and_nothing_else_and_explains_it(checkout: Path) -> None:
