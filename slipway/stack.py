@@ -177,16 +177,16 @@ def up(*, local: bool) -> None:
     Raises:
         Problem: with the cause and the cure.
     """
-    config = prepare()
-    with _alone(config):
+    with _alone():
+        config = prepare()
         _up(config, local=local)
     say(f"server http://127.0.0.1:{config.server_port}/mcp · edge https://localhost:{config.tls_port}/mcp")
 
 
 @contextlib.contextmanager
-def _alone(config: settings.Settings) -> Iterator[None]:
-    """Let one `up` run at a time: two would both find the ports free, and fight for them ever after."""
-    with (ROOT / config.state / "run" / "up.lock").open("w") as lock:
+def _alone() -> Iterator[None]:
+    """Let one `up` of a checkout run at a time: two would both make .env, find the ports free, and fight for them."""
+    with (ROOT / "docker-compose.yml").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
