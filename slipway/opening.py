@@ -57,7 +57,14 @@ def opened(config: Settings, root: Path, *, url: str, public: bool, say: Callabl
         yield Opening(present + "/mcp", public=True, ours=False)
         return
 
+    def publish() -> None:
+        # the server accepts this Host from now on, and no longer when the tunnel is gone
+        note.write_text(tunnel.public_url + "\n", encoding="utf-8")
+        note.chmod(0o644)  # the container's user must read it, whatever our umask is
+
     def on_event(kind: str, message: str) -> None:
+        if kind == "moved":
+            publish()
         say(f"tunnel {kind}: {message}")
 
     processes.write(record, {"process": processes.identity(os.getpid())})
@@ -70,9 +77,7 @@ def opened(config: Settings, root: Path, *, url: str, public: bool, say: Callabl
             config_dir=root / config.state / "ngrok",
         )
         with tunnels.open_tunnel(options, on_event) as tunnel:
-            # the server accepts this Host from now on, and no longer when the tunnel is gone
-            note.write_text(tunnel.public_url + "\n", encoding="utf-8")
-            note.chmod(0o644)  # the container's user must read it, whatever our umask is
+            publish()
             yield Opening(tunnel.public_url + "/mcp", public=True, ours=True)
     finally:
         note.unlink(missing_ok=True)

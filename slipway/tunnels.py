@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import os
+import re
+import shlex
 import socket
 import sys
 import threading
@@ -16,16 +20,24 @@ from typing import Any, TypeVar
 import psutil
 import yaml
 from pyngrok import conf, ngrok
-from pyngrok.exception import PyngrokError
+from pyngrok.exception import PyngrokError, PyngrokNgrokHTTPError, PyngrokNgrokInstallError
 from pyngrok.log import NgrokLog
 
 from slipway import ngrok_errors, processes
 
 _DROPPED = ("session closed", "heartbeat timeout", "failed to reconnect", "session closing")
 _BACK = ("tunnel session started", "client session established")
+_NO_AGENT = ngrok_errors.ROWS[r"downloading ngrok|install"]
 _PATIENCE = 10.0  # seconds that a call may take longer than the agent's start-up
+_DOWNLOAD = 300.0  # seconds that a venue's network may take for the agent's 10 MB
 _CLOSE_TIMEOUT = 3.0  # seconds
+_PULSE = 5.0  # seconds between two looks at a running agent
+_ANSWER = 4.0  # seconds that such a look may take
+_MISSES = 3  # looks without an answer that make an agent a hung one
 _MAX_DELAY = 30.0  # seconds between tries to bring a dead agent back
+
+# without a handler Python prints pyngrok's errors, the agent's own lines, on stderr; we tell them in our words
+logging.getLogger("pyngrok").addHandler(logging.NullHandler())
 
 Result = TypeVar("Result")
 
@@ -64,14 +76,22 @@ def users_authtoken() -> str:
 
 def end_agents(config_dir: Path) -> int:
     """End agents that use our ngrok.yml, an earlier run's orphans too. Returns: how many there were."""
-    ours, count = str(_config_path(config_dir)), 0
+    found = _agents(config_dir)
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            processes.end(process)
+    return len(found)
+
+
+def _agents(config_dir: Path) -> list[psutil.Process]:
+    """Return the agents started with our file: a recycled pid, or an editor of that file, looks different."""
+    found, ours = [], ("--config", str(_config_path(config_dir)))
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            # our own file on its command line: a recycled pid can not look like that
-            if ours in process.cmdline() and process.pid != os.getpid():
-                processes.end(process)
-                count += 1
-    return count
+            line = process.cmdline()
+            if "--none" in line and ours in itertools.pairwise(line):
+                found.append(process)
+    return found
 
 
 def _config_path(config_dir: Path) -> Path:
@@ -85,14 +105,19 @@ class Tunnel:
         self._options = options
         self._on_event = on_event
         self._closing = threading.Event()
-        self._config = self._configure()
+        self._config: conf.PyngrokConfig | None = None
+        self._watcher: threading.Thread | None = None
+        self._api_url = ""
         self._online = False
         self._dropped = False
         self.public_url = ""
 
     def _configure(self) -> conf.PyngrokConfig:
         path = _config_path(self._options.config_dir)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        path.parent.chmod(0o700)
+        path.chmod(0o600)  # before the authtoken is in it
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             web_port = probe.getsockname()[1]
@@ -101,8 +126,7 @@ class Tunnel:
             # nothing is recorded: whoever reaches the agent's port could read Authorization headers
             "inspect_db_size": -1,
         }  # fmt: skip
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-            yaml.safe_dump({"version": "3", "agent": agent}, stream)
+        path.write_text(yaml.safe_dump({"version": "3", "agent": agent}), encoding="utf-8")
         config = conf.PyngrokConfig(
             ngrok_path=self._options.ngrok_path,
             config_path=str(path),
@@ -123,28 +147,61 @@ class Tunnel:
         """
         end_agents(self._options.config_dir)
         _spare_loopback_from_proxies()
-        connected = self._bounded(self._connect, self._options.startup_timeout + _PATIENCE)
-        self.public_url = str(connected.public_url).rstrip("/")
-        self._online = True
-        threading.Thread(target=self._watch, args=(self._process(),), daemon=True).start()
-
-    def _connect(self) -> ngrok.NgrokTunnel:
-        wanted: dict[str, Any] = {"url": self._options.url} if self._options.url else {}
+        logging.getLogger("pyngrok.process.ngrok").addFilter(self._redact)
         # pyngrok tells of its download on stdout, which is the product's
         with contextlib.redirect_stdout(sys.stderr):
-            return ngrok.connect(
-                self._options.upstream,
-                name=self._options.name,
-                pyngrok_config=self._config,
-                inspect=False,
-                **wanted,
-            )
+            self._bounded(self._install, _DOWNLOAD, _NO_AGENT)
+        self.public_url = self._bounded(self._connect, self._options.startup_timeout + _PATIENCE)
+        self._online = True
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
 
-    def _process(self) -> psutil.Process:
-        return psutil.Process(ngrok.get_ngrok_process(self._config).proc.pid)
+    def _install(self) -> None:
+        try:
+            ngrok.install_ngrok(self._configure())
+        except PyngrokNgrokInstallError:
+            raise ngrok_errors.TunnelError(*_NO_AGENT) from None
 
-    def _bounded(self, call: Callable[[], Result], seconds: float) -> Result:
-        """Run a pyngrok call that may hang for ever: it reads the agent's output without a time limit."""
+    def _connect(self) -> str:
+        """Start an agent, open the endpoint. Returns: its URL."""
+        # anew each time: somebody may have taken the last one's port
+        self._config = self._configure()
+        if os.name == "posix":
+            self._config.ngrok_path = str(self._launcher(self._config.ngrok_path))
+        wanted: dict[str, Any] = {"url": self._options.url} if self._options.url else {}
+        connected = ngrok.connect(
+            self._options.upstream,
+            name=self._options.name,
+            pyngrok_config=self._config,
+            inspect=False,
+            **wanted,
+        )
+        self._api_url = str(connected.api_url)
+        return str(connected.public_url).rstrip("/")
+
+    def _launcher(self, agent: str) -> Path:
+        """Write a script that becomes the agent: pyngrok would let it echo the authtoken on our stderr."""
+        path = self._options.config_dir.resolve() / "agent"
+        path.write_text(f'#!/bin/sh\nexec {shlex.quote(agent)} "$@" 2>/dev/null\n', encoding="utf-8")
+        path.chmod(0o700)
+        return path
+
+    def _redact(self, record: logging.LogRecord) -> bool:
+        # pyngrok's records are the agent's lines as they are, with line ends written \r\n
+        record.msg = ngrok_errors.redact(re.sub(r"\\[rn]", " ", str(record.msg)), self._options.authtoken)
+        return True
+
+    def _bounded(
+        self,
+        call: Callable[[], Result],
+        seconds: float,
+        late: tuple[str, str, int] = ngrok_errors.ROWS["silent"],
+    ) -> Result:
+        """Run a pyngrok call that may hang for ever: it reads the agent's output without a time limit.
+
+        Raises:
+            TunnelError: what the call met, or the row `late` after so many seconds.
+        """
         outcome: list[Result] = []
         failure: list[BaseException] = []
 
@@ -166,7 +223,7 @@ class Tunnel:
         if outcome:
             return outcome[0]
         if not failure or (waited_out and "unable to start" in str(failure[0])):
-            raise ngrok_errors.TunnelError(*ngrok_errors.ROWS["silent"])
+            raise ngrok_errors.TunnelError(*late)
         error = failure[0]
         if not isinstance(error, PyngrokError | OSError):
             raise error
@@ -178,50 +235,89 @@ class Tunnel:
             return
         if self._online and any(word in text for word in _DROPPED):
             self._online, self._dropped = False, True
-            self._on_event("dropped", "the agent lost its session with ngrok; it reconnects by itself")
+            self._say("dropped", "the agent lost its session with ngrok; it reconnects by itself")
         elif self._dropped and any(word in text for word in _BACK):
             self._online, self._dropped = True, False
-            self._on_event("back", f"{self.public_url} is online again")
+            self._say("back", f"{self.public_url} is online again")
 
-    def _watch(self, agent: psutil.Process) -> None:
+    def _say(self, kind: str, message: str) -> None:
+        # a terminal that is gone must end neither our watch nor pyngrok's reading of the agent
+        with contextlib.suppress(Exception):
+            self._on_event(kind, message)
+
+    def _watch(self) -> None:
         """Wait for the agent's end; unless we closed it, open again, ever more slowly."""
-        delay = 0.5
         while not self._closing.is_set():
-            with contextlib.suppress(psutil.Error):
-                agent.wait()
+            trouble = self._wait_for_trouble()
             if self._closing.is_set():
                 return
             self._online = self._dropped = False
-            self._on_event("died", "the ngrok agent ended; opening again")
-            while not self._closing.is_set():
-                try:
-                    end_agents(self._options.config_dir)
-                    self._attempt(lambda: ngrok.kill(self._config))
-                    connected = self._bounded(self._connect, self._options.startup_timeout + _PATIENCE)
-                    agent, delay = self._process(), 0.5
-                    break
-                except ngrok_errors.TunnelError as error:
-                    self._on_event("waiting", f"{error.cause} Next try in {delay:.0f} s.")
-                    self._closing.wait(delay)
-                    delay = min(delay * 2, _MAX_DELAY)
-            else:
-                return
-            before, self.public_url = self.public_url, str(connected.public_url).rstrip("/")
+            self._say("died", f"the ngrok agent {trouble}; opening again")
+            self._reopen()
+
+    def _wait_for_trouble(self) -> str:
+        """Return what became of the agent, once something did."""
+        running = _agents(self._options.config_dir)
+        misses = 0
+        while running and misses < _MISSES:
+            try:
+                running[0].wait(_PULSE)
+                return "ended"
+            except psutil.TimeoutExpired:
+                misses = 0 if self._answers() else misses + 1
+            except psutil.Error:
+                return "ended"
+        for agent in running:
+            with contextlib.suppress(psutil.Error):
+                agent.kill()  # it hears no request, so it would not hear SIGTERM
+        return "hung" if running else "ended"
+
+    def _answers(self) -> bool:
+        try:
+            ngrok.api_request(f"{self._api_url}/api/status", timeout=_ANSWER)
+        except (PyngrokNgrokHTTPError, ValueError):
+            return True
+        except (PyngrokError, OSError):
+            return False
+        return True
+
+    def _reopen(self) -> None:
+        """Try until the endpoint is open again or we close."""
+        delay = 0.5
+        while not self._closing.is_set():
+            try:
+                end_agents(self._options.config_dir)
+                self._attempt(self._forget)
+                url = self._bounded(self._connect, self._options.startup_timeout + _PATIENCE)
+            except ngrok_errors.TunnelError as error:
+                self._say("waiting", f"{error.cause} Next try in {delay:.0f} s.")
+                self._closing.wait(delay)
+                delay = min(delay * 2, _MAX_DELAY)
+                continue
+            before, self.public_url = self.public_url, url
             self._online = True
-            if before == self.public_url:
-                self._on_event("back", f"{self.public_url} is online again")
+            if before == url:
+                self._say("back", f"{url} is online again")
             else:
-                self._on_event(
-                    "moved", f"the URL is now {self.public_url} (it was {before}): clients need the new one"
-                )
+                self._say("moved", f"the URL is now {url} (it was {before}): clients need the new one")
+            return
 
     def close(self) -> None:
         """Take the endpoint offline and end the agent. Never raises, never hangs, never leaves an agent."""
         self._closing.set()
         self._attempt(self._disconnect)
         end_agents(self._options.config_dir)
-        # pyngrok forgets the agent; it may wait for its own lock, which an unfinished start holds
-        self._attempt(lambda: ngrok.kill(self._config))
+        # it may wait for pyngrok's lock, which an unfinished start holds
+        self._attempt(self._forget)
+        if self._watcher:
+            self._watcher.join(_CLOSE_TIMEOUT)
+            end_agents(self._options.config_dir)  # what it was just starting
+        logging.getLogger("pyngrok.process.ngrok").removeFilter(self._redact)
+
+    def _forget(self) -> None:
+        """Let pyngrok forget the agent, so that it starts another."""
+        if self._config:
+            ngrok.kill(self._config)
 
     @staticmethod
     def _attempt(call: Callable[[], None]) -> None:
@@ -236,7 +332,7 @@ class Tunnel:
         thread.join(_CLOSE_TIMEOUT)
 
     def _disconnect(self) -> None:
-        if self.public_url and self._online:
+        if self._config and self.public_url and self._online:
             ngrok.disconnect(self.public_url, self._config)
 
 

@@ -101,7 +101,10 @@ class Agent:
             die("", f"listen tcp {self.web_addr}: bind: address already in use")
         self.authenticate()
         host, _, port = self.web_addr.rpartition(":")
-        web = await asyncio.start_server(self.answer_api, host, int(port))
+        try:
+            web = await asyncio.start_server(self.answer_api, host, int(port))
+        except OSError:
+            die("", f"listen tcp {self.web_addr}: bind: address already in use")
         log("info", "starting web service", obj="web", addr=self.web_addr, allow_hosts="[]")
         log("info", "client session established", obj="tunnels.session")
         log("info", "tunnel session started", obj="tunnels.session")
@@ -152,6 +155,10 @@ class Agent:
                 + content
             )
             await writer.drain()
+            died = STATE / "died"
+            if FAULT == "exit-after-open" and status == 201 and not died.exists():
+                died.touch()
+                os._exit(1)  # once per account
         except (OSError, ValueError, asyncio.IncompleteReadError):
             pass
         finally:
