@@ -8,7 +8,12 @@ RUN uv venv --python /usr/local/bin/python3 /opt/venv
 COPY requirements.lock /build/
 RUN --mount=type=cache,target=/root/.cache/uv \
     VIRTUAL_ENV=/opt/venv uv pip install --require-hashes --no-deps -r /build/requirements.lock
+ARG TARGET_PACKAGES=""
+RUN --mount=type=cache,target=/root/.cache/uv [ -z "$TARGET_PACKAGES" ] || { \
+    printf '%s\n' "$TARGET_PACKAGES" > /build/target.txt && VIRTUAL_ENV=/opt/venv \
+    uv pip install --no-verify-hashes --constraint /build/requirements.lock -r /build/target.txt; }
 COPY slipway /app/slipway
+COPY examples /app/examples
 COPY server.py /app/
 RUN /opt/venv/bin/python -m compileall -q /app
 

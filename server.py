@@ -1,5 +1,7 @@
 """The MCP server that is served: `python server.py` speaks stdio, `python server.py http` Streamable HTTP.
 
+`python server.py http TARGET` serves another one: a file.py[:object], a command, a URL or an mcp.json.
+
 Put your own tools here. `scripts/mint --tools NAME` makes a token for them; who calls is known before they run.
 """
 
@@ -70,12 +72,16 @@ async def introduce(name: str = "friend") -> str:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["http"]:
-            from slipway.app import serve
+        case ["http", *target] if len(target) < 2:
+            from slipway.serving import serve
 
-            serve(mcp)
+            serve(mcp, *target)
+        case ["check", *target] if len(target) < 2:
+            from slipway.serving import check
+
+            check(mcp, *target)
         case [] | ["stdio"]:
             mcp.run(show_banner=False)
         case _:
-            print("usage: python server.py [stdio|http]", file=sys.stderr)
+            print("usage: python server.py [stdio | http [TARGET] | check [TARGET]]", file=sys.stderr)
             sys.exit(2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import time
@@ -27,6 +28,8 @@ from slipway.errors import Problem
 ROOT = Path(__file__).resolve().parent
 EXAMPLES = """examples:
   ./scripts/up                                  everything, then this
+  ./scripts/up my_server.py                     the same with your own server
+  ./scripts/up "npx -y some-server"             or with a command, a URL, an mcp.json
   python tunnel.py --client cursor > mcp.json   one configuration alone on stdout
   python tunnel.py --tools add --ttl 30m        a token for one tool, half an hour
   python tunnel.py --json | jq -r .url          for scripts
@@ -46,6 +49,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     add = parser.add_argument
+    add(
+        "target", nargs="?", default="", help="with ./scripts/up: file.py[:object], command, URL or mcp.json to serve"
+    )
     add("--client", nargs="+", action="extend", default=[], metavar="NAME", help="print for these clients, or: all")
     add("--name", default="slipway", help="name of the server in the configurations (slipway)")
     add("--subject", default="demo", metavar="NAME", help="whom the token is for; whoami and the log say it (demo)")
@@ -64,6 +70,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     handout.choose(chosen.client)
     tokens.parse_ttl(chosen.ttl)
     tokens.tool_scope(chosen.tools)
+    if chosen.target and not chosen.up:
+        raise Problem("tunnel.py serves nothing itself.", f"./scripts/up {shlex.quote(chosen.target)}", 2)
     if chosen.url and not chosen.url.startswith("https://"):
         raise Problem(f"{chosen.url!r} is no https URL.", "Write --url https://my.domain", 2)
     return chosen
@@ -84,7 +92,7 @@ def main(argv: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, _stop)
     if chosen.up:
-        stack.up(local=chosen.local)
+        stack.up(local=chosen.local, target=chosen.target)
     config = settings.load(os.environ, ROOT / ".env")
     secret = tokens.read_secret(ROOT / config.secret_file)
     edge.check(config)

@@ -1,20 +1,15 @@
-"""Puts a FastMCP server behind our guards and routes: one ASGI app, and the uvicorn that serves it."""
+"""Puts a FastMCP server behind our guards and routes: one ASGI app."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import socket
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
-import uvicorn
 from fastmcp import FastMCP
 from fastmcp.server.event_store import EventStore
 from starlette.applications import Starlette
@@ -26,18 +21,13 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slipway import knocks, settings, tokens
-from slipway.errors import Problem
 from slipway.guards import HostGuard, public_host
 from slipway.identity import Challenge, SlipwayTokens, ToolScopes
 from slipway.sessions import AutoSessions, Body
 
-ROOT = Path(__file__).resolve().parent.parent
 MCP_PATH = "/mcp"
 MAX_EVENTS_PER_STREAM = 1000
 MAX_REMEMBERED_CLIENTS = 2000
-SHUTDOWN_GRACE = 3  # seconds; Docker kills after 10
-
-log = logging.getLogger("slipway")
 
 
 def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -> ASGIApp:
@@ -242,59 +232,3 @@ async def _warm_up(app: ASGIApp, secret: tokens.Secret) -> None:
     await _ask(app, secret, "initialize", _HELLO)
     await _ask(app, secret, "tools/list")
     await _ask(app, secret, "tools/call", {"name": "slipway-warm-up", "arguments": {}})
-
-
-def serve(mcp: FastMCP[Any]) -> None:
-    """Serve `mcp` over Streamable HTTP until SIGINT or SIGTERM, as the settings in .env and the environment say.
-
-    Raises:
-        SystemExit: with one line of cause and one of cure on stderr, when it cannot.
-    """
-    try:
-        config = settings.rooted(settings.load(os.environ, ROOT / ".env"), ROOT)
-        app = build(mcp, config, tokens.ensure_secret(config.secret_file))
-        listening = _bind(config.server_host, config.server_port)
-    except Problem as problem:
-        sys.stderr.write(f"{problem}\n")
-        raise SystemExit(problem.exit_code) from None
-    _plain_logging()
-    if config.anonymous:
-        log.warning("SLIPWAY_DANGEROUSLY_ALLOW_ANONYMOUS is on: ANYONE with the URL can call every tool")
-    log.info("serving http://%s:%s%s", config.server_host, config.server_port, MCP_PATH)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="on",
-            timeout_graceful_shutdown=SHUTDOWN_GRACE,
-        )
-    )
-    server.run(sockets=[listening])
-    if not server.started:
-        raise SystemExit(1)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        raise Problem(
-            f"Port {port} on {host} cannot be used: {error.strerror}.",
-            f"Stop what uses it (ss -ltnp 'sport = :{port}'), or set SERVER_PORT in .env",
-        ) from None
-    return listening
-
-
-def _plain_logging() -> None:
-    """Log JSON-free plain lines to stderr; rich rendering costs a quarter of a logged request."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-    for name in ("fastmcp", "FastMCP", "mcp", "uvicorn", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
-    for name in ("mcp.server", "httpx2", "fastmcp.server.auth"):
-        logging.getLogger(name).setLevel(logging.WARNING)

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 from slipway import settings
-from slipway.errors import Problem
+from slipway.errors import Problem, heard
+from slipway.packages import failed
+from slipway.targets import Target
 
 CONTAINER_UID = 10001  # whom the containers run as when root starts them
 START_TIMEOUT = 120  # seconds
@@ -76,22 +78,27 @@ class Compose:
 
     def exists(self) -> bool:
         """Tell whether containers of this project exist."""
-        ids = subprocess.run(
-            [_DOCKER, "compose", "ps", "--all", "--quiet"],
-            cwd=self._root, env=self._environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        return bool(ids.stdout.strip())
+        return bool(self._ask("ps", "--all", "--quiet").strip())
 
-    def up(self, config: settings.Settings) -> None:
+    def up(self, config: settings.Settings, target: Target | None = None) -> None:
         """Build what changed, start, and wait until both containers are healthy.
 
+        Args:
+            target: what to serve instead of server.py.
         Raises:
             Problem: after Compose's own words and the containers' last lines.
         """
         if hasattr(os, "getuid") and os.getuid() == 0:
             for path in (self._root / config.state, self._root / config.secret_file):
                 _hand_over(path)
+        self._environment |= _of_target(target, self._root / ".env", self._root / config.state / "run" / "target.env")
+        if target and target.packages and self._run("build", "--quiet", "server"):
+            raise failed(target, "uv's own words are above")
+        # a server that ended says why, and would only say it again
         if self._run("up", "--build", "--wait", "--wait-timeout", str(START_TIMEOUT)):
+            if problem := self._heard():
+                self._run("stop", "--timeout", "1")
+                raise problem
             sys.stderr.write("the last lines of the containers:\n")
             self._run("logs", "--tail", "15", "--no-log-prefix")
             raise Problem(
@@ -99,9 +106,50 @@ class Compose:
                 "A port in use: change it in .env. Otherwise mend it, or go without Docker: ./scripts/up --local",
             )
 
+    def _heard(self) -> Problem | None:
+        """Return the problem that the server's container ended with, if it was one."""
+        said = self._ask("logs", "--no-log-prefix", "--no-color", "--tail", "40", "server")
+        container = self._ask("ps", "--all", "--quiet", "server").strip()
+        code = _ask("inspect", "--format", "{{.State.ExitCode}}", container).stdout.strip() if container else ""
+        # while it is being restarted the engine knows no code
+        return heard(said, int(code) if code.isdigit() and int(code) else 2)
+
+    def _ask(self, *arguments: str) -> str:
+        return subprocess.run(
+            [_DOCKER, "compose", *arguments],
+            cwd=self._root, env=self._environment, capture_output=True, text=True, check=False,
+        ).stdout  # fmt: skip
+
     def down(self) -> None:
         """Stop and remove the containers and their network."""
         self._run("down", "--remove-orphans")
+
+
+def _of_target(target: Target | None, env: Path, own: Path) -> dict[str, str]:
+    """Return what docker-compose.yml asks for about the target, and write what .env holds for it into a file."""
+    lines = [f"{name}={_quoted(value)}\n" for name, value in settings.own_names(settings.read_env_file(env)).items()]
+    with os.fdopen(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+        stream.writelines(lines)
+    values = {"SLIPWAY_TARGET": "", "SLIPWAY_TARGET_INSIDE": "", "SLIPWAY_TARGET_PACKAGES": ""}
+    if target is None:
+        return values
+    values["SLIPWAY_TARGET_PACKAGES"] = "\n".join(target.packages)
+    if target.kind == "url":
+        return values | {"SLIPWAY_TARGET_INSIDE": target.url}
+    file, folder = target.path.name, target.path.parent
+    values["SLIPWAY_TARGET_INSIDE"] = f"/target/{file}" + (f":{target.name}" if target.name else "")
+    if folder in (Path.home(), Path(folder.anchor)):
+        # its neighbours are the user's whole life
+        return values | {"SLIPWAY_TARGET_MOUNT": str(target.path), "SLIPWAY_TARGET_AT": f"/target/{file}"}
+    return values | {"SLIPWAY_TARGET_MOUNT": str(folder), "SLIPWAY_TARGET_AT": "/target"}
+
+
+def _quoted(value: str) -> str:
+    """Quote for Compose's env_file: single quotes are literal, double quotes know escapes."""
+    if "'" not in value and "\n" not in value:
+        return f"'{value}'"
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("\n", "\\n")
+    return f'"{escaped}"'
 
 
 def _hand_over(path: Path) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_LOGGED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|\{\"")
+
 
 class Problem(Exception):
     """Something a user can mend.
@@ -17,3 +21,13 @@ class Problem(Exception):
         self.cause = cause
         self.cure = cure
         self.exit_code = exit_code
+
+
+def heard(text: str, exit_code: int) -> Problem | None:
+    """Return the problem that another process of ours printed, or None where its text holds none."""
+    before, arrow, after = text.rpartition("\n  → ")
+    # what a log wrote before it is no part of it
+    lines = before.splitlines()
+    begin = max((index + 1 for index, line in enumerate(lines) if _LOGGED.match(line)), default=0)
+    cause = "\n".join(lines[begin:]).strip()
+    return Problem(cause, after.splitlines()[0], exit_code) if arrow and cause else None

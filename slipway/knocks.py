@@ -89,6 +89,11 @@ def write(logger: logging.Logger, knock: Knock) -> None:
     logger.info(json.dumps(fields, ensure_ascii=True, separators=(",", ":")))
 
 
+def announce(logger: logging.Logger, text: str) -> None:
+    """Tell the operator of something that no request brought about, in the same log."""
+    write(logger, Knock(time=now(), client="slipway", reason=text))
+
+
 def printable(text: object, limit: int = 60) -> str:
     """Return text that cannot command a terminal: no control characters, at most `limit` characters."""
     return "".join(char for char in str(text)[:limit] if char.isprintable())
@@ -129,6 +134,8 @@ def render(knock: Knock) -> str:
     """Render one line for the terminal: time, client, era, method or tool, status, milliseconds, subject, reason."""
     what = f"{knock.method} {knock.tool}".strip() or f"{knock.http} {knock.path}"
     moment = datetime.fromtimestamp(knock.time).strftime("%H:%M:%S")
+    if not knock.status:
+        return f"{moment} {printable(knock.reason, 500)}"
     line = (
         f"{moment} {printable(knock.client or 'unknown client', 24):<15} {printable(knock.era, 10):<10} "
         f"{printable(what, 40):<20} {knock.status:>3} {knock.ms:>5.0f} ms"

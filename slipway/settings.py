@@ -45,6 +45,26 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, populate_by_name=True, hide_input_in_errors=True)
 
+    target: str = Field(
+        "",
+        alias="SLIPWAY_TARGET",
+        description="What to serve: file.py[:object], a command, a URL or an mcp.json; empty means: server.py.",
+    )
+    target_folder: Path = Field(
+        Path(),
+        alias="SLIPWAY_TARGET_FOLDER",
+        description="Where a relative target starts and a command runs; empty means: the checkout.",
+    )
+    target_headers: SecretStr = Field(
+        SecretStr(""),
+        alias="SLIPWAY_TARGET_HEADERS",
+        description="Headers for a URL, as a JSON object; ${NAME} takes NAME from .env.",
+    )
+    target_processes: Literal["seat", "shared"] = Field(
+        "seat",
+        alias="SLIPWAY_TARGET_PROCESSES",
+        description="seat: a command gets one process per caller; shared: one for all.",
+    )
     server_host: str = Field("127.0.0.1", alias="SERVER_HOST", description="Address the server binds; loopback.")
     server_port: Port = Field(8000, alias="SERVER_PORT", description="Port of the MCP server, loopback only.")
     edge_port: Port = Field(8080, alias="EDGE_PORT", description="Plain HTTP port that the tunnel forwards to.")
@@ -139,6 +159,12 @@ def read_env_file(path: Path) -> dict[str, str]:
     return found
 
 
+def own_names(values: Mapping[str, str]) -> dict[str, str]:
+    """Return what `.env` holds for the target: the names that are no settings of Slipway."""
+    ours = {*names(), *_COMPOSE_ONLY}
+    return {name: value for name, value in values.items() if name not in ours}
+
+
 def _refuse_typo(name: str, where: str) -> None:
     known = [*names(), *_COMPOSE_ONLY]
     if name in known:
@@ -172,7 +198,7 @@ def load(environ: Mapping[str, str], env_file: Path | None = None) -> Settings:
 
 def rooted(config: Settings, root: Path) -> Settings:
     """Return the settings with their paths made absolute, relative ones taken from the checkout."""
-    paths = {"state": root / config.state, "secret_file": root / config.secret_file}
+    paths = {name: root / getattr(config, name) for name in ("state", "secret_file", "target_folder")}
     return config.model_copy(update=paths)
 
 

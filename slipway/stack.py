@@ -18,11 +18,12 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from slipway import compose, processes, settings, tokens, tunnels
-from slipway.errors import Problem
+from slipway import compose, packages, processes, settings, targets, tokens, tunnels
+from slipway.errors import Problem, heard
 
 ROOT = Path(__file__).resolve().parent.parent
-START_TIMEOUT = 60.0  # seconds
+PATIENCE = 8.0  # seconds before we say what we wait for
+START_TIMEOUT = 130.0  # seconds; longer than children.START_TIMEOUT
 
 
 class PortInUse(Problem):
@@ -55,7 +56,7 @@ def prepare(root: Path = ROOT) -> settings.Settings:
                 )
                 stream.write(f"SLIPWAY_UID={uid}\nSLIPWAY_GID={gid}\n")
         config = settings.load(os.environ, env)
-        for folder in ("", "log", "run", "caddy"):
+        for folder in ("", "log", "run", "caddy", "data"):
             (root / config.state / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = not (root / config.secret_file).exists()
         tokens.ensure_secret(root / config.secret_file)
@@ -83,9 +84,14 @@ def children(config: settings.Settings, root: Path = ROOT) -> dict[str, tuple[li
     if not caddy:
         raise Problem("There is no Caddy.", "Install it: uv pip install --require-hashes -r requirements-host.lock")
     state = (root / config.state).resolve()
-    # the authtoken is tunnel.py's alone
-    shared = {name: value for name, value in os.environ.items() if name not in ("NGROK_AUTHTOKEN", "NGROK_API_KEY")}
-    shared |= settings.environment(config, root)
+    # a server may show its environment to callers: it gets what programs need, our settings, and what .env has for it
+    own = settings.own_names(settings.read_env_file(root / ".env"))
+    shared = targets.clean_environment(os.environ, own) | settings.environment(config, root)
+    served = {"PYTHONUNBUFFERED": "1", "FASTMCP_ENV_FILE": os.devnull, "DATA_DIR": str(state / "data")}
+    if headers := config.target_headers.get_secret_value():
+        served["SLIPWAY_TARGET_HEADERS"] = headers
+    if folder := packages.installed(target_of(config, root), state):
+        served["PYTHONPATH"] = str(folder)
     edge = {
         "UPSTREAM": f"127.0.0.1:{config.server_port}",
         "EDGE_LOG": str(state / "log" / "edge.jsonl"),
@@ -94,16 +100,30 @@ def children(config: settings.Settings, root: Path = ROOT) -> dict[str, tuple[li
     }
     caddyfile = ["--config", str(root / "Caddyfile"), "--adapter", "caddyfile"]
     return {
-        "server": ([sys.executable, str(root / "server.py"), "http"], shared | {"PYTHONUNBUFFERED": "1"}),
+        "server": ([sys.executable, str(root / "server.py"), "http"], shared | served),
         "caddy": ([caddy, "run", *caddyfile], shared | edge),
     }
+
+
+def target_of(config: settings.Settings, root: Path = ROOT) -> targets.Target | None:
+    """Return what SLIPWAY_TARGET names, or None for server.py.
+
+    Raises:
+        Problem: there is no such file or command, or its configuration is broken.
+    """
+    if not config.target:
+        return None
+    own = settings.own_names(settings.read_env_file(root / ".env"))
+    folder = root / config.target_folder
+    return targets.parse(config.target, folder, dict(os.environ) | own, config.target_headers.get_secret_value())
 
 
 def _fingerprint(config: settings.Settings) -> str:
     """Return what a running stack was started from: settings and code."""
     code = [ROOT / "server.py", ROOT / "Caddyfile", *sorted((ROOT / "slipway").glob("*.py"))]
     parts = [f"{path}{path.stat().st_mtime_ns}" for path in code]
-    parts += [f"{name}={value}" for name, value in sorted(settings.environment(config, ROOT).items())]
+    _, environment = children(config)["server"]
+    parts += [f"{name}={value}" for name, value in sorted(environment.items())]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -130,15 +150,20 @@ def _up_local(config: settings.Settings) -> None:
     assert supervisor.stdin  # noqa: S101 it was asked for above
     with contextlib.suppress(BrokenPipeError), supervisor.stdin as stream:
         stream.write(json.dumps(task).encode())
-    started = processes.until(lambda: answers(config) or supervisor.poll() is not None, START_TIMEOUT)
+    started = processes.until(lambda: answers(config) or supervisor.poll() is not None, PATIENCE)
+    if not started:
+        say("still starting (the first start of a command may download it)")
+        started = processes.until(lambda: answers(config) or supervisor.poll() is not None, START_TIMEOUT)
     if started and supervisor.poll() is None:
         return
     supervisor.terminate()
-    supervisor.wait()
+    code = supervisor.wait()
     with log.open("rb") as tail:
         tail.seek(begin)
-        last = tail.read().decode("utf-8", "replace").strip().splitlines()[-12:]
-    say("\n".join(f"  {line[:200]}" for line in last))
+        said = tail.read().decode("utf-8", "replace").strip()
+    if code > 0 and (problem := heard(said, code)):
+        raise problem
+    say("\n".join(f"  {line[:200]}" for line in said.splitlines()[-12:]))
     raise Problem(
         "Server or edge did not start; its last lines are above.", f"Mend it, then ./scripts/up. All of it: {log}"
     )
@@ -171,14 +196,19 @@ def _free_ports(config: settings.Settings) -> None:
                 ) from None
 
 
-def up(*, local: bool) -> None:
+def up(*, local: bool, target: str = "") -> None:
     """Start server and edge and return when both answer; quick when they run already.
 
+    Args:
+        local: without Docker.
+        target: what to serve instead of SLIPWAY_TARGET; relative to the folder we are in.
     Raises:
         Problem: with the cause and the cure.
     """
     with _alone():
         config = prepare()
+        if target:
+            config = config.model_copy(update={"target": target, "target_folder": Path.cwd()})
         _up(config, local=local)
     say(f"server http://127.0.0.1:{config.server_port}/mcp · edge https://localhost:{config.tls_port}/mcp")
 
@@ -192,14 +222,17 @@ def _alone() -> Iterator[None]:
 
 
 def _up(config: settings.Settings, *, local: bool) -> None:
-    missing = "" if local else compose.missing()
+    target = target_of(config)
+    missing = "" if local else (target.why_not_in_docker() if target else "") or compose.missing()
     if missing:
         say(f"{missing}: running server and edge as processes of this machine")
     if local or missing:
+        if target and target.packages:
+            packages.install(target, (ROOT / config.state).resolve(), ROOT, say)
         try:
             _up_local(config)
         except PortInUse:
-            if missing or compose.missing() or not compose.Compose(ROOT).exists():
+            if compose.missing() or not compose.Compose(ROOT).exists():
                 raise
             say("stopping the containers: --local takes their ports")
             compose.Compose(ROOT).down()
@@ -208,7 +241,7 @@ def _up(config: settings.Settings, *, local: bool) -> None:
         processes.stop(_record(config))
         if not compose.has_init() and "SLIPWAY_INIT" not in settings.read_env_file(ROOT / ".env"):
             _append(ROOT / ".env", "this Docker engine has no docker-init", SLIPWAY_INIT="false")
-        compose.Compose(ROOT).up(config)
+        compose.Compose(ROOT).up(config, target)
 
 
 def down() -> None:

@@ -18,11 +18,14 @@ from typing import Any
 from slipway import processes
 
 STOP_TIMEOUT = 8.0  # seconds; longer than the server's own grace, shorter than processes.STOP_TIMEOUT
+HOPELESS = {2, *range(50, 58)}  # exit codes of settings.py and targets.py: another try would end in the same way
 SETTLED = 30.0  # seconds after which a child counts as having started well
 
 
-async def supervise(record: Path, fingerprint: str, children: dict[str, Any], folder: str) -> None:
+async def supervise(record: Path, fingerprint: str, children: dict[str, Any], folder: str) -> int:
     """Start the children and start again, ever more slowly, what dies; end them at SIGTERM or SIGINT.
+
+    Returns: the exit code; not 0 when a child's first start showed that there is no use in another.
 
     Args:
         record: where to write who runs, for `down` and the next `up`.
@@ -35,9 +38,11 @@ async def supervise(record: Path, fingerprint: str, children: dict[str, Any], fo
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     mine = {"process": processes.identity(os.getpid()), "fingerprint": fingerprint}
     started_as: dict[str, list[float]] = {}
+    hopeless = 0
 
     async def keep(name: str, command: list[str], environment: dict[str, str]) -> None:
-        delay = 0.2
+        nonlocal hopeless
+        delay, first = 0.2, True
         while not stopping.is_set():
             begun = time.monotonic()
             process = await asyncio.create_subprocess_exec(*command, cwd=folder, env=environment)
@@ -55,18 +60,25 @@ async def supervise(record: Path, fingerprint: str, children: dict[str, Any], fo
                     process.kill()
                     await process.wait()
                 return
+            if first and process.returncode in HOPELESS:
+                hopeless = process.returncode or 1
+                stopping.set()
+                return
+            first = False
             delay = 0.2 if time.monotonic() - begun > SETTLED else min(delay * 2, 10)
             sys.stderr.write(f"{name} ended with {process.returncode}; starting it again in {delay:.1f} s\n")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), delay)
 
     await asyncio.gather(*(keep(name, *row) for name, row in children.items()))
+    return hopeless
 
 
 if __name__ == "__main__":
     task = json.load(sys.stdin)
     path = Path(task["record"])
     try:
-        asyncio.run(supervise(path, task["fingerprint"], task["children"], task["folder"]))
+        code = asyncio.run(supervise(path, task["fingerprint"], task["children"], task["folder"]))
     finally:
         path.unlink(missing_ok=True)
+    sys.exit(code)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 SERVED = """
 from fastmcp import Context, FastMCP
-from slipway.app import serve
+from slipway.serving import serve
 
 mcp = FastMCP("asks-back")
 
@@ -38,7 +38,7 @@ serve(mcp)
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """Serve a server of somebody else by slipway.app.serve. Yields: its URL and a token."""
+    """Serve a server of somebody else by slipway.serving.serve. Yields: its URL and a token."""
     (tmp_path / "served.py").write_text(SERVED)
     port = str(free_ports(1)[0])
     environment = clean_environment(

@@ -1,0 +1,269 @@
+"""Makes a FastMCP server of a target: a Python file through FastMCP's loader, all else through proxies."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import mcp_types as mt
+from fastmcp import Client, FastMCP
+from fastmcp.server.providers.proxy import FastMCPProxy
+from fastmcp.server.transforms.namespace import Namespace
+from fastmcp.utilities.mcp_server_config.v1.sources.filesystem import FileSystemSource
+from mcp.server.mcpserver import MCPServer
+from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
+
+from slipway import targets
+from slipway.children import Children
+from slipway.errors import Problem
+from slipway.targets import Target
+from slipway.upstreams import Remote, Upstream
+
+IMPORT_TIMEOUT = 50.0  # seconds; a file that imports large libraries may take long, one that waits for ever may not
+MODULE = "server_module"  # the name under which FastMCP's loader imports the file
+
+
+class Loaded:
+    """A server that is ready to be served, while `running()` lasts."""
+
+    def __init__(self, server: FastMCP[Any], upstreams: Mapping[str, Upstream], describes: str) -> None:
+        self.server = server
+        self.describes = describes
+        self._upstreams = upstreams
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start what stands behind the server, and end it.
+
+        Raises:
+            Problem: with the cause, the cure and an exit code of targets.py.
+        """
+        try:
+            for upstream in self._upstreams.values():
+                await upstream.start()
+            if self._upstreams:
+                self._complete()
+            yield
+        finally:
+            for upstream in self._upstreams.values():
+                await upstream.close()
+
+    def _complete(self) -> None:
+        """Take over what a mount does not carry: instructions, completions, and the newest era's list changes."""
+        told = [upstream.instructions for upstream in self._upstreams.values() if upstream.instructions]
+        if told and not isinstance(self.server, FastMCPProxy):
+            self.server.instructions = "\n\n".join(told)
+        if any(upstream.completes for upstream in self._upstreams.values()):
+            self.server.add_completion_handler(self._completions)
+        bus = InMemorySubscriptionBus()
+        for upstream in self._upstreams.values():
+            upstream.bus = bus
+        self.server._mcp_server.add_request_handler(
+            "subscriptions/listen", mt.SubscriptionsListenRequestParams, ListenHandler(bus)
+        )
+
+    async def _completions(self, ref: Any, argument: Any, context: Any) -> mt.Completion | None:
+        if len(self._upstreams) == 1 and isinstance(self.server, FastMCPProxy):
+            return await next(iter(self._upstreams.values())).complete(ref, argument, context)
+        for name, upstream in self._upstreams.items():
+            space = Namespace(name)
+            if isinstance(ref, mt.PromptReference):
+                own = space._reverse_name(ref.name)
+                inner: Any = mt.PromptReference(name=own) if own else None
+            else:
+                own = space._reverse_uri(str(ref.uri))
+                inner = mt.ResourceTemplateReference(uri=own) if own else None
+            if inner and upstream.completes:
+                return await upstream.complete(inner, argument, context)
+        return None
+
+
+async def load(
+    target: Target, environment: Mapping[str, str], logs: Path, announce: Callable[[str], None], *, per_seat: bool
+) -> Loaded:
+    """Return the target as a server; what stands behind it starts later.
+
+    Args:
+        target: what to serve.
+        environment: of its child processes.
+        logs: folder for the children's stderr.
+        announce: told in words when an upstream changes its lists.
+        per_seat: one child for each seat, not one for all.
+    Raises:
+        Problem: the file cannot be imported, or holds no server.
+    """
+    if target.kind == "python":
+        server = await load_python(target)
+        if isinstance(server, FastMCP):
+            return Loaded(server, {}, str(target.path))
+        # the official SDK's server has no mount of its own: it is spoken to in memory
+        remote = Remote(server.name, Client(server).transport, announce)
+        return Loaded(remote.server, {server.name: remote}, str(target.path))
+
+    def upstream(name: str, part: Target) -> Upstream:
+        if part.kind == "url":
+            return Remote.to(part, announce)
+        return Children(name, part, dict(environment), logs / "target.log", announce, per_seat=per_seat)
+
+    if target.kind != "config":
+        one = upstream(target.text if target.kind == "url" else _short(target), target)
+        return Loaded(one.server, {one.name: one}, target.text)
+    parts = {name: upstream(name, part) for name, part in target.parts.items()}
+    if len(parts) == 1:
+        one = next(iter(parts.values()))
+        return Loaded(one.server, parts, f"{target.path.name}: {one.name}")
+    whole: FastMCP[Any] = FastMCP("slipway")
+    for name, part in parts.items():
+        whole.mount(part.server, namespace=name)
+    return Loaded(whole, parts, f"{target.path.name}: {', '.join(parts)}")
+
+
+def _short(target: Target) -> str:
+    """Return the word of a command that names the server: "npx -y some-server" → "some-server"."""
+    words = [word for word in target.command if not word.startswith("-")]
+    named = words[1] if len(words) > 1 else words[0]
+    return named.rstrip("/").rpartition("/")[2] or named
+
+
+async def load_python(target: Target) -> FastMCP[Any] | MCPServer:
+    """Import the file and return its server object.
+
+    Raises:
+        Problem: it cannot be imported, waits while it is imported, or holds no server.
+    """
+    source = FileSystemSource(path=str(target.path), entrypoint=target.name or None)
+    loggers = [logging.getLogger(name) for name in ("fastmcp", "FastMCP")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)  # it logs what we say in our own words
+    sys.modules.pop(MODULE, None)
+    try:
+        with _no_run(target.path), _in_time(target.path):
+            server = await source.load_server()
+    except Problem:
+        raise
+    except SystemExit as ended:
+        server = _the_only_server(target, ended)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise _import_problem(target.path, error) from None
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+    if not isinstance(server, FastMCP | MCPServer):
+        raise _no_server(target, f"{target.name} is a {type(server).__module__}.{type(server).__name__}")
+    return server
+
+
+@contextlib.contextmanager
+def _no_run(path: Path) -> Iterator[None]:
+    """Refuse `mcp.run()` at module level, which would serve from within the import."""
+
+    def refuse(*_: object, **__: object) -> None:
+        line = next((f.lineno for f in traceback.extract_stack() if f.filename == str(path)), 0)
+        raise Problem(
+            f"{path} line {line} calls run() while it is imported.",
+            'Put it under: if __name__ == "__main__":', targets.NO_IMPORT,
+        )  # fmt: skip
+
+    with contextlib.ExitStack() as stack:
+        for owner in (FastMCP, MCPServer):
+            for name in ("run", "run_async", "run_stdio_async", "run_http_async", "run_streamable_http_async"):
+                if hasattr(owner, name):
+                    stack.callback(setattr, owner, name, getattr(owner, name))
+                    setattr(owner, name, refuse)
+        yield
+
+
+@contextlib.contextmanager
+def _in_time(path: Path) -> Iterator[None]:
+    def late(_: int, frame: Any) -> None:
+        while frame and frame.f_code.co_filename != str(path):
+            frame = frame.f_back
+        line = frame.f_lineno if frame else "?"
+        raise Problem(
+            f"{path} is still being imported after {IMPORT_TIMEOUT:.0f} s; it waits at line {line}.",
+            "Move what waits into a tool or a lifespan", targets.NO_IMPORT,
+        )  # fmt: skip
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, IMPORT_TIMEOUT)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _import_problem(path: Path, error: BaseException) -> Problem:
+    """Shorten a traceback to the user's own lines."""
+    where, cure = "", f"Mend it, then run the command again (by hand: python {path})"
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f"\n  {error.filename} line {error.lineno}: {(error.text or '').strip()}"
+    else:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(path.parent))]
+        frames = [f for f in frames if "site-packages" not in f.filename]
+        where = "".join(f"\n  {frame.filename} line {frame.lineno}: {frame.line}" for frame in frames[-4:])
+    if isinstance(error, ModuleNotFoundError) and error.name and (error.name + ".").startswith("mcp.server.fastmcp."):
+        cure = f"It is written for mcp 1. Serve it as a command: ./scripts/up \"uv run --with 'mcp<2' python {path}\""
+    elif isinstance(error, ModuleNotFoundError) and error.name:
+        wanted = f'{{"source": {{"path": "{path.name}"}}, "environment": {{"dependencies": ["{error.name}"]}}}}'
+        cure = f"If a package is missing, name it in {path.parent / 'fastmcp.json'}: {wanted}"
+    says = str(error) if isinstance(error, SyntaxError) else f"{type(error).__name__}: {error}"
+    return Problem(f"{path} cannot be imported: {says[:500]}{where}", cure, targets.NO_IMPORT)
+
+
+def _the_only_server(target: Target, ended: SystemExit) -> Any:
+    """Return the one server that a file has under an unusual name; else say what was found."""
+    module = sys.modules.get(MODULE)
+    frames = traceback.extract_tb(ended.__traceback__)
+    if any(frame.filename == str(target.path) for frame in frames):
+        line = next(frame.lineno for frame in reversed(frames) if frame.filename == str(target.path))
+        raise Problem(
+            f"{target.path} line {line} ends the program while it is imported.",
+            'Put it under: if __name__ == "__main__":', targets.NO_IMPORT,
+        )  # fmt: skip
+    found = _servers(module)
+    if target.name:
+        known = sorted(name for name in vars(module or ModuleType("")) if not name.startswith("_"))
+        close = list(found) or difflib.get_close_matches(target.name, known, n=1)
+        factory = callable(getattr(module, target.name, None))
+        what = "is no factory of a server" if factory else "is not in it"
+        raise _no_server(target, f"{target.name} {what}", close)
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        raise _no_server(target, f"it has several: {', '.join(found)}", list(found))
+    others = [
+        f"{name} ({type(value).__module__.split('.')[0]}.{type(value).__name__})"
+        for name, value in vars(module or ModuleType("")).items()
+        if not name.startswith("_") and not isinstance(value, type | ModuleType)
+        and type(value).__module__.split(".")[0] not in ("builtins", "typing", "__future__")
+    ]  # fmt: skip
+    raise _no_server(target, f"it has {', '.join(others[:8])}" if others else "nothing like one is in it")
+
+
+def _servers(module: ModuleType | None) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(module or ModuleType("")).items()
+        if isinstance(value, FastMCP | MCPServer)
+    }
+
+
+def _no_server(target: Target, found: str, close: list[str] | None = None) -> Problem:
+    cure = (
+        f"Name it: {target.path}:{close[0]}"
+        if close
+        else "Name the object, as in file.py:object, or make one: mcp = FastMCP(…)"
+    )
+    return Problem(f"No MCP server was found in {target.path}: {found}.", cure, targets.NO_SERVER)

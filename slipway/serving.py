@@ -1,0 +1,240 @@
+"""The served process: settings, target and uvicorn, from start to end, and anew when the target's files change."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastmcp import FastMCP
+from watchfiles import awatch
+
+from slipway import app, knocks, loading, settings, targets, tokens
+from slipway.errors import Problem
+
+ROOT = Path(__file__).resolve().parent.parent
+SHUTDOWN_GRACE = 3  # seconds; Docker kills after 10
+CHECK_TIMEOUT = 130.0  # seconds
+LISTENING = "SLIPWAY_LISTENING_FD"  # where a process that starts itself anew finds its socket
+WHO_CACHES = (
+    "claude.ai and ChatGPT keep the old list until the connector is refreshed, other clients until they reconnect"
+)
+
+log = logging.getLogger("slipway")
+
+
+def serve(mcp: FastMCP[Any], target: str = "") -> None:
+    """Serve over Streamable HTTP until SIGINT or SIGTERM, as the settings in .env and the environment say.
+
+    Args:
+        mcp: what is served when neither `target` nor SLIPWAY_TARGET names something else.
+        target: a file.py[:object], a command, a URL or an mcp.json; relative to the folder we are in.
+    Raises:
+        SystemExit: with cause and cure on stderr, when it cannot.
+    """
+    before = dict(os.environ)
+    again = _guarded(_Process(mcp, target).run())
+    if again is not None:
+        # one program, one process id, one socket: no request is refused while we start anew
+        os.set_inheritable(again, True)
+        os.execve(sys.executable, sys.orig_argv, before | {LISTENING: str(again)})  # noqa: S606 our own command
+
+
+def check(mcp: FastMCP[Any], target: str = "") -> None:
+    """Load and start the target as `serve` would, print {"serves": …, "tools": {name: digest}}, and end it.
+
+    Raises:
+        SystemExit: with cause and cure on stderr, when it cannot be served.
+    """
+    sys.stdout.write(json.dumps(_guarded(_Process(mcp, target).check())) + "\n")
+
+
+def _guarded(run: Any) -> Any:
+    _plain_logging()
+    try:
+        with asyncio.Runner(loop_factory=uvicorn.Config(None).get_loop_factory()) as runner:  # type: ignore[arg-type]
+            return runner.run(run)
+    except Problem as problem:
+        sys.stderr.write(f"{problem}\n")
+        raise SystemExit(problem.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+class _Process:
+    """What is served, and by which settings."""
+
+    def __init__(self, mcp: FastMCP[Any], target: str) -> None:
+        self._mcp = mcp
+        self._text = target
+        self._log = logging.getLogger("slipway.none")
+
+    async def _load(self) -> tuple[settings.Settings, targets.Target | None, loading.Loaded]:
+        config = settings.rooted(settings.load(os.environ, ROOT / ".env"), ROOT)
+        text, folder = (self._text, Path.cwd()) if self._text else (config.target, config.target_folder)
+        own = settings.own_names(settings.read_env_file(ROOT / ".env"))
+        clean = targets.clean_environment(os.environ, own)
+        self._log = knocks.open_log(config.state / "log" / "server.jsonl", also_stdout=True)
+        if not text:
+            return config, None, loading.Loaded(self._mcp, {}, "server.py")
+        headers = config.target_headers.get_secret_value()
+        target = targets.parse(text, folder, dict(os.environ) | own, headers)
+        if target.kind == "python":
+            # it runs in this process: nothing of ours is left for it to read, or to hand out
+            for name in [*settings.names(), *(name for name in os.environ if name.startswith("FASTMCP_"))]:
+                os.environ.pop(name, None)
+            os.environ.update({name: value for name, value in own.items() if name not in os.environ})
+        loaded = await loading.load(
+            target, clean, config.state / "log", self._announce, per_seat=config.target_processes == "seat"
+        )
+        return config, target, loaded
+
+    def _announce(self, text: str) -> None:
+        knocks.announce(self._log, f"{text}; {WHO_CACHES}")
+
+    async def check(self) -> dict[str, Any]:
+        _, _, loaded = await self._load()
+        async with loaded.running():
+            return {"serves": loaded.describes, "tools": await _tools(loaded.server)}
+
+    async def run(self) -> int | None:
+        """Serve. Returns: the listening socket's descriptor when the target changed and we should start anew."""
+        config, target, loaded = await self._load()
+        listening = _listen(config.server_host, config.server_port)
+        async with loaded.running():
+            before = await _tools(loaded.server)
+            whole = app.build(loaded.server, config, tokens.ensure_secret(config.secret_file))
+            if config.anonymous:
+                log.warning("SLIPWAY_DANGEROUSLY_ALLOW_ANONYMOUS is on: ANYONE with the URL can call every tool")
+            address = f"http://{config.server_host}:{config.server_port}{app.MCP_PATH}"
+            log.info("serving %s (%d tools) at %s", loaded.describes, len(before), address)
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    whole, log_config=None, access_log=False, server_header=False, lifespan="on",
+                    timeout_graceful_shutdown=SHUTDOWN_GRACE,
+                )
+            )  # fmt: skip
+            kept = os.dup(listening.fileno())
+            watching = asyncio.create_task(self._watch(target, before, server))
+            try:
+                await server.serve(sockets=[listening])
+            finally:
+                watching.cancel()
+                changed = (await asyncio.gather(watching, return_exceptions=True))[0] is True
+        if not server.started:
+            raise SystemExit(1)
+        return kept if changed else None
+
+    async def _watch(self, target: targets.Target | None, before: dict[str, str], server: uvicorn.Server) -> bool:
+        """Wait until the target's files changed and can be served, then end the server. Returns: True."""
+        async for _ in _changes(_files(target)):
+            found = await self._try()
+            if found is None:
+                continue
+            gone = sorted(before.keys() - found.keys())
+            new = sorted(found.keys() - before.keys())
+            other = sorted(name for name in before.keys() & found.keys() if before[name] != found[name])
+            parts = [f"new: {', '.join(new)}"] * bool(new) + [f"gone: {', '.join(gone)}"] * bool(gone)
+            parts += [f"different: {', '.join(other)}"] * bool(other)
+            if parts:
+                self._announce(f"the tool list changed ({'; '.join(parts)})")
+            else:
+                knocks.announce(self._log, "the target changed and is served anew; its tools are the same")
+            server.should_exit = True
+            return True
+        return False
+
+    async def _try(self) -> dict[str, str] | None:
+        """Load the target in a process of its own. Returns: its tools, or None after telling why that fails."""
+        command = [sys.executable, str(ROOT / "server.py"), "check", *([self._text] if self._text else [])]
+        process = await asyncio.create_subprocess_exec(
+            *command, env=_environment_at_start,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            out, err = await asyncio.wait_for(process.communicate(), CHECK_TIMEOUT)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            raise
+        if process.returncode:
+            lines = [line for line in err.decode(errors="replace").splitlines() if line.strip()]
+            why = next((line for line in lines if "cannot" in line or "line" in line), (lines or ["it ended"])[-1])
+            log.warning(
+                "the target changed but cannot be served, the version before stays:\n%s", "\n".join(lines[-12:])
+            )
+            knocks.announce(self._log, f"the target changed but cannot be served, the version before stays: {why}")
+            return None
+        tools = json.loads(out.decode().splitlines()[-1])["tools"]
+        return {str(name): str(digest) for name, digest in tools.items()}
+
+
+_environment_at_start = dict(os.environ)
+
+
+def _files(target: targets.Target | None) -> set[Path]:
+    """Return what is watched: what a Python target imported from its folder, or the files that the target names."""
+    files = {path.resolve() for path in target.files()} if target else set()
+    if target is None or target.kind == "python":
+        home = target.path.parent if target else ROOT
+        known = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+        own = {Path(name).resolve() for name in known if name}
+        files |= {path for path in own if path.is_relative_to(home) and "site-packages" not in path.parts}
+    return files
+
+
+async def _changes(files: set[Path]) -> AsyncIterator[None]:
+    """Yield whenever one of the files was written."""
+    if not files:
+        await asyncio.Event().wait()
+    # folders, not files: an editor writes a new file and renames it. Not their contents: that may be a whole home
+    folders = {path.parent for path in files}
+    async for _ in awatch(*folders, watch_filter=lambda _, path: Path(path) in files, recursive=False, step=100):
+        yield
+
+
+async def _tools(server: FastMCP[Any]) -> dict[str, str]:
+    """Return {name: digest of what clients see of it} of the tools."""
+
+    def digest(tool: Any) -> str:
+        seen = tool.to_mcp_tool().model_dump_json(by_alias=True, exclude_none=True)
+        return hashlib.sha256(seen.encode()).hexdigest()[:16]
+
+    return {tool.name: digest(tool) for tool in await server.list_tools(run_middleware=False)}
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if inherited := os.environ.pop(LISTENING, ""):
+        return socket.socket(fileno=int(inherited))
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        raise Problem(
+            f"Port {port} on {host} cannot be used: {error.strerror}.",
+            f"Stop what uses it (ss -ltnp 'sport = :{port}'), or set SERVER_PORT in .env",
+        ) from None
+    return listening
+
+
+def _plain_logging() -> None:
+    """Log JSON-free plain lines to stderr; rich rendering costs a quarter of a logged request."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    for name in ("fastmcp", "FastMCP", "mcp", "uvicorn", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    for name in ("mcp.server", "httpx2", "fastmcp.server.auth", "watchfiles"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # its tracebacks are of the target's stray output, which relay.py tells in a line
+    logging.getLogger("mcp.client.stdio").setLevel(logging.CRITICAL)
