@@ -12,6 +12,7 @@ import logging
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -49,6 +50,13 @@ def seat() -> str:
     return str(token.claims.get("sub", "")) if token else ""
 
 
+@dataclass
+class Tools:
+    """The names that an upstream listed last; connections to one and the same share it."""
+
+    names: set[str] | None = None
+
+
 class Line:
     """One connection's traffic: the front requests in flight, to which the upstream's own messages belong.
 
@@ -57,9 +65,9 @@ class Line:
     another's.
     """
 
-    def __init__(self, name: str, on_change: OnChange) -> None:
+    def __init__(self, name: str, on_change: OnChange, tools: Tools | None = None) -> None:
         self.name = name
-        self.tools: set[str] | None = None  # what the connection listed last
+        self.tools = tools if tools is not None else Tools()
         self.lock = asyncio.Lock()
         self._on_change = on_change
         self._calls: list[tuple[Front, str]] = []

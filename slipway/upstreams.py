@@ -24,7 +24,7 @@ from mcp_types.version import LATEST_MODERN_VERSION, MODERN_PROTOCOL_VERSIONS
 
 from slipway import knocks, targets
 from slipway.errors import Problem
-from slipway.relay import Line, Relay, SessionRelay, Unreachable, front, keep
+from slipway.relay import Line, Relay, SessionRelay, Tools, Unreachable, front, keep
 from slipway.targets import Target
 
 SETTLE = 0.3  # seconds in which further list changes belong to the same burst
@@ -164,11 +164,11 @@ class Upstream:
         await asyncio.sleep(SETTLE)
         self._looking.discard(line)
         with contextlib.suppress(Exception):  # a connection that is gone has no tools
-            before = line.tools
+            before = line.tools.names
             async with self._same(line) as relay:
-                line.tools = {tool.name for tool in await relay.list_tools()}
-            if before is not None and before != line.tools:
-                new, gone = sorted(line.tools - before), sorted(before - line.tools)
+                now = line.tools.names = {tool.name for tool in await relay.list_tools()}
+            if before is not None and before != now:
+                new, gone = sorted(now - before), sorted(before - now)
                 parts = [f"new: {', '.join(new)}"] * bool(new) + [f"gone: {', '.join(gone)}"] * bool(gone)
                 self._announce(f"the tool list of {self.name} changed ({'; '.join(parts)})")
 
@@ -182,7 +182,7 @@ class Upstream:
             self.instructions = relay.instructions
             capabilities = relay.server_capabilities
             self.completes = bool(capabilities and capabilities.completions)
-            relay.line.tools = {tool.name for tool in await relay.list_tools()}
+            relay.line.tools.names = {tool.name for tool in await relay.list_tools()}
             return relay.protocol_version or ""
 
 
@@ -196,9 +196,13 @@ class Remote(Upstream):
         self._target = target
         # our caller's token is ours alone
         options: dict[str, Any] = {"forward_incoming_headers": False, "init_timeout": 30}
-        self._fresh = Relay(transport, **options).on(Line(name, self.changed))
-        self._kept = SessionRelay(transport, **options).on(Line(name, self.changed))
+        self._tools = Tools()
+        self._fresh = Relay(transport, **options).on(self._line())
+        self._kept = SessionRelay(transport, **options).on(self._line())
         self._eras = {"legacy", LATEST_MODERN_VERSION}
+
+    def _line(self) -> Line:
+        return Line(self.name, self.changed, self._tools)
 
     @staticmethod
     def to(target: Target, announce: Callable[[str], None]) -> Remote:
@@ -216,9 +220,9 @@ class Remote(Upstream):
         if mode == "legacy" and request is not None:
             kept = self._kept.new_stateful()  # type: ignore[attr-defined]
             if "line" not in vars(kept) or kept.line is self._kept.line:
-                kept.on(Line(self.name, self.changed))
+                kept.on(self._line())
             return kept  # type: ignore[no-any-return]
-        fresh: Relay = self._fresh.new().on(Line(self.name, self.changed))  # type: ignore[attr-defined]
+        fresh: Relay = self._fresh.new().on(self._line())  # type: ignore[attr-defined]
         fresh.mode = mode
         return fresh
 
@@ -252,7 +256,7 @@ class Remote(Upstream):
             await _refuse_what_is_no_mcp(self._target)
         failure: MCPError | None = None
         for era in sorted(self._eras):
-            relay: Relay = self._fresh.new().on(Line(self.name, self.changed))  # type: ignore[attr-defined]
+            relay: Relay = self._fresh.new().on(self._line())  # type: ignore[attr-defined]
             relay.mode = "legacy" if era == "legacy" else "auto"
             try:
                 if await self._introduce(relay) not in MODERN_PROTOCOL_VERSIONS and era != "legacy":
