@@ -15,21 +15,19 @@ venv.enter("fastmcp")
 from fastmcp import Context, FastMCP
 from fastmcp.server.dependencies import get_access_token
 
+from examples import compliance, hello, notes, search
 from slipway import __version__
 
 mcp: FastMCP = FastMCP(
     "slipway",
     version=__version__,
-    instructions="A demo server: add numbers, count down with progress, and ask who you are.",
+    instructions="A demo server: add numbers, count down with progress, screen names, keep notes, search slowly.",
     # the text of an unexpected exception is the operator's; ToolError texts still reach the caller
     mask_error_details=True,
 )
-
-
-@mcp.tool
-async def add(a: int, b: int) -> int:
-    """Add two integers."""
-    return a + b
+# the tutorials' servers, under the names of their tools; leave out what you do not want to show
+for part in (hello, compliance, notes, search):
+    mcp.mount(part.mcp)
 
 
 @mcp.tool

@@ -36,9 +36,9 @@ def test_the_typescript_sdk_uses_the_server(shared_stack: Stack, node: Path, era
         node, "sdk.mjs", shared_stack.tls_url, shared_stack.token(), era, ca_file=shared_stack.ca_file
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {
-        "tools": ["add", "countdown", "whoami"], "sum": 5, "steps": [0, 1, 2, 3], "done": "liftoff",
-    }  # fmt: skip
+    seen = json.loads(done.stdout)
+    assert {"add", "countdown", "whoami"} <= set(seen.pop("tools"))
+    assert seen == {"sum": 5, "steps": [0, 1, 2, 3], "done": "liftoff"}
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])

@@ -62,7 +62,7 @@ async def test_a_client_uses_everything_through_every_door(shared_stack: Stack, 
         logs.append(line)
 
     async with client(shared_stack, era, url, log_handler=on_log) as c:
-        assert {tool.name for tool in await c.list_tools()} == {"add", "countdown", "whoami"}
+        assert {tool.name for tool in await c.list_tools()} >= {"add", "countdown", "whoami", "save_note"}
         assert (await c.call_tool("add", {"a": 2, "b": 3})).data == 5
         assert (await c.call_tool("whoami")).data == {"subject": "ana", "scopes": ["tool:*"]}
         done = await c.call_tool("countdown", {"n": 3, "seconds": 0.01}, progress_handler=on_progress)

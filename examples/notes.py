@@ -1,0 +1,169 @@
+"""Notes that outlive restarts; every caller has their own, by the subject of the verified token."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from fastmcp import Context, FastMCP
+from fastmcp.exceptions import ResourceError, ToolError
+from fastmcp.server.dependencies import get_access_token
+from pydantic import Field
+
+MAX_NOTES = 1000  # per caller
+
+Title = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\x00-\x1f]+$")]  # a slash would end its URI
+Result = TypeVar("Result")
+
+mcp: FastMCP = FastMCP("notes", mask_error_details=True)
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS notes (subject TEXT, title TEXT, text TEXT, PRIMARY KEY (subject, title));
+CREATE TABLE IF NOT EXISTS writes (subject TEXT, key TEXT, body TEXT, at REAL DEFAULT (julianday('now')),
+                                   PRIMARY KEY (subject, key));
+CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5 (subject UNINDEXED, title, text);
+"""
+
+
+def caller() -> str:
+    """Return whose notes these are; over stdio there is no token, and one user."""
+    token = get_access_token()
+    return str(token.claims.get("sub") or token.client_id) if token else "local user"
+
+
+@contextlib.contextmanager
+def database() -> Iterator[sqlite3.Connection]:
+    """Open the database for one transaction."""
+    folder = Path(os.environ.get("DATA_DIR", "data"))
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / "notes.sqlite3"
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    with contextlib.closing(sqlite3.connect(path, timeout=10)) as connection:
+        connection.executescript("PRAGMA journal_mode=WAL;" + SCHEMA)
+        with connection:
+            yield connection
+
+
+async def run(work: Callable[[sqlite3.Connection], Result]) -> Result:
+    """Run a transaction on a thread: a disk may be slow, and the event loop is everybody's."""
+
+    def locked() -> Result:
+        with database() as connection:
+            return work(connection)
+
+    return await asyncio.to_thread(locked)
+
+
+@mcp.tool
+async def save_note(
+    title: Title,
+    text: Annotated[str, Field(max_length=100_000)],
+    idempotency_key: Annotated[str, Field(max_length=100)] = "",
+) -> dict[str, Any]:
+    """Save a note, or write it anew. A retry with the same idempotency_key does not write twice."""
+    subject, body = caller(), hashlib.sha256(f"{title}\0{text}".encode()).hexdigest()
+
+    def work(db: sqlite3.Connection) -> bool:
+        db.execute("BEGIN IMMEDIATE")  # two retries at once must not both find no key
+        if idempotency_key:
+            known = db.execute(
+                "SELECT body FROM writes WHERE subject=? AND key=?", (subject, idempotency_key)
+            ).fetchone()
+            if known:
+                if known[0] != body:
+                    raise ToolError("This idempotency_key was used for another note. Send a new key.")
+                return True
+            db.execute("INSERT INTO writes (subject, key, body) VALUES (?, ?, ?)", (subject, idempotency_key, body))
+            # a retry comes within minutes; a day is plenty
+            db.execute("DELETE FROM writes WHERE at < julianday('now') - 1")
+        exists = db.execute("SELECT 1 FROM notes WHERE subject=? AND title=?", (subject, title)).fetchone()
+        (count,) = db.execute("SELECT count(*) FROM notes WHERE subject=?", (subject,)).fetchone()
+        if not exists and count >= MAX_NOTES:
+            raise ToolError(f"You have {MAX_NOTES} notes, which is the limit. Write an old one anew instead.")
+        db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?, ?)", (subject, title, text))
+        index(db, subject, title, text)
+        return False
+
+    return {"saved": title, "repeated": await run(work)}
+
+
+def index(db: sqlite3.Connection, subject: str, title: str, text: str) -> None:
+    """Put one note into the search index, in place of its former version."""
+    db.execute("DELETE FROM words WHERE subject=? AND title=?", (subject, title))
+    db.execute("INSERT INTO words VALUES (?, ?, ?)", (subject, title, text))
+
+
+async def find(title: str) -> str | None:
+    """Return the caller's note of that title."""
+    subject = caller()
+    query = "SELECT text FROM notes WHERE subject=? AND title=?"
+    row = await run(lambda db: db.execute(query, (subject, title)).fetchone())
+    return row[0] if row else None
+
+
+@mcp.tool
+async def read_note(title: Title) -> str:
+    """Read one of your notes."""
+    text = await find(title)
+    if text is None:
+        raise ToolError(f"You have no note {title!r}. list_notes tells which there are.")
+    return text
+
+
+@mcp.tool
+async def list_notes() -> list[str]:
+    """List the titles of your notes."""
+    subject = caller()
+    rows = await run(
+        lambda db: db.execute("SELECT title FROM notes WHERE subject=? ORDER BY title", (subject,)).fetchall()
+    )
+    return [title for (title,) in rows]
+
+
+@mcp.tool
+async def search_notes(query: Annotated[str, Field(min_length=1, max_length=200)]) -> list[dict[str, str]]:
+    """Search your notes for all the words of the query; returns titles and snippets, the best first."""
+    subject = caller()
+    # quoted, so that a word is a word and never an operator of the index
+    words = " ".join('"' + word.replace('"', '""') + '"' for word in query.split())
+    sql = (
+        "SELECT title, snippet(words, 2, '[', ']', '…', 12) FROM words "
+        "WHERE words MATCH ? AND subject=? ORDER BY rank LIMIT 20"
+    )
+    try:
+        rows = await run(lambda db: db.execute(sql, (f"{{title text}} : ({words})", subject)).fetchall())
+    except sqlite3.OperationalError:
+        rows = []  # a query of characters that are no words
+    return [{"title": title, "snippet": snippet} for title, snippet in rows]
+
+
+@mcp.tool
+async def reindex_notes(ctx: Context) -> str:
+    """Build the search index of your notes anew, with progress and a log message for each."""
+    subject = caller()
+    notes = await run(lambda db: db.execute("SELECT title, text FROM notes WHERE subject=?", (subject,)).fetchall())
+    for done, (title, text) in enumerate(notes, start=1):
+        await run(partial(index, subject=subject, title=title, text=text))
+        await ctx.report_progress(done, len(notes), title)
+        await ctx.info(f"indexed {title}")
+    return f"Indexed {len(notes)} notes."
+
+
+@mcp.resource("notes://{title}", mime_type="text/plain")
+async def note(title: str) -> str:
+    """One of your notes."""
+    text = await find(title)
+    if text is None:
+        raise ResourceError(f"You have no note {title!r}.")
+    return text
+
+
+if __name__ == "__main__":
+    mcp.run()
