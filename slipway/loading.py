@@ -15,11 +15,13 @@ from typing import Any
 
 import mcp_types as mt
 from fastmcp import Client, FastMCP
+from fastmcp.server.dependencies import bind_request_context
 from fastmcp.server.providers.proxy import FastMCPProxy
 from fastmcp.server.transforms.namespace import Namespace
 from fastmcp.utilities.mcp_server_config.v1.sources.filesystem import FileSystemSource
 from mcp.server.mcpserver import MCPServer
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
+from mcp.shared.exceptions import MCPError
 
 from slipway import targets
 from slipway.children import Children
@@ -63,6 +65,10 @@ class Loaded:
             self.server.instructions = "\n\n".join(told)
         if any(upstream.completes for upstream in self._upstreams.values()):
             self.server.add_completion_handler(self._completions)
+        if any(upstream.subscribes for upstream in self._upstreams.values()):
+            low = self.server._mcp_server
+            low.add_request_handler("resources/subscribe", mt.SubscribeRequestParams, self._subscription)
+            low.add_request_handler("resources/unsubscribe", mt.UnsubscribeRequestParams, self._subscription)
         bus = InMemorySubscriptionBus()
         for upstream in self._upstreams.values():
             upstream.bus = bus
@@ -71,19 +77,31 @@ class Loaded:
         )
 
     async def _completions(self, ref: Any, argument: Any, context: Any) -> mt.Completion | None:
-        if len(self._upstreams) == 1 and isinstance(self.server, FastMCPProxy):
-            return await next(iter(self._upstreams.values())).complete(ref, argument, context)
-        for name, upstream in self._upstreams.items():
-            space = Namespace(name)
-            if isinstance(ref, mt.PromptReference):
-                own = space._reverse_name(ref.name)
-                inner: Any = mt.PromptReference(name=own) if own else None
-            else:
-                own = space._reverse_uri(str(ref.uri))
-                inner = mt.ResourceTemplateReference(uri=own) if own else None
-            if inner and upstream.completes:
-                return await upstream.complete(inner, argument, context)
-        return None
+        prompt = isinstance(ref, mt.PromptReference)
+        upstream, own = self._whose(name=ref.name) if prompt else self._whose(uri=str(ref.uri))
+        if not upstream or not upstream.completes:
+            return None
+        inner: Any = mt.PromptReference(name=own) if prompt else mt.ResourceTemplateReference(uri=own)
+        return await upstream.complete(inner, argument, context)
+
+    async def _subscription(self, context: Any, params: Any) -> mt.EmptyResult:
+        with bind_request_context(context):
+            upstream, own = self._whose(uri=str(params.uri))
+            if not upstream or not upstream.subscribes:
+                raise MCPError(mt.INVALID_PARAMS, f"{params.uri} cannot be subscribed to")
+            await upstream.subscribe(own, wanted=context.method == "resources/subscribe")
+        return mt.EmptyResult()
+
+    def _whose(self, name: str = "", uri: str = "") -> tuple[Upstream | None, str]:
+        """Return the upstream of a public prompt name or resource URI, and its own name for it."""
+        if isinstance(self.server, FastMCPProxy):
+            return next(iter(self._upstreams.values())), name or uri
+        for prefix, upstream in self._upstreams.items():
+            space = Namespace(prefix)
+            own = space._reverse_name(name) if name else space._reverse_uri(uri)
+            if own:
+                return upstream, own
+        return None, ""
 
 
 async def load(
@@ -120,7 +138,7 @@ async def load(
     if len(parts) == 1:
         one = next(iter(parts.values()))
         return Loaded(one.server, parts, f"{target.path.name}: {one.name}")
-    whole: FastMCP[Any] = FastMCP("slipway")
+    whole: FastMCP[Any] = FastMCP("slipway", dereference_schemas=False)
     for name, part in parts.items():
         whole.mount(part.server, namespace=name)
     return Loaded(whole, parts, f"{target.path.name}: {', '.join(parts)}")

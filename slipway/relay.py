@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 import mcp_types as mt
 from fastmcp.client.transports import ClientTransport
-from fastmcp.server.dependencies import FastMCPRequestContext, get_access_token, get_context
+from fastmcp.server.dependencies import FastMCPRequestContext, fastmcp_request_ctx, get_access_token
 from fastmcp.server.providers.proxy import ProxyClient, StatefulProxyClient
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import ServerMessageMetadata
@@ -39,10 +39,7 @@ OnChange = Callable[["Line", Any, Sequence[Any]], Awaitable[None]]
 
 def front() -> Front | None:
     """Return the request that is being answered, or None outside of one."""
-    try:
-        return get_context().request_context
-    except RuntimeError:
-        return None
+    return fastmcp_request_ctx.get()
 
 
 def seat() -> str:
@@ -72,6 +69,7 @@ class Line:
         self._on_change = on_change
         self._calls: list[tuple[Front, str]] = []
         self._sessions: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._subscribed: dict[str, weakref.WeakSet[Any]] = {}  # URI → sessions
 
     def enter(self) -> None:
         """Note the request that begins."""
@@ -86,6 +84,20 @@ class Line:
             if other is now:
                 del self._calls[index]
                 return
+
+    def subscribe(self, uri: str) -> None:
+        """Note that this session wants to hear of this resource."""
+        if (now := front()) is not None:
+            self._subscribed.setdefault(uri, weakref.WeakSet()).add(now.session._connection)
+
+    def unsubscribe(self, uri: str) -> bool:
+        """Forget it. Returns: whether nobody wants to hear of the resource any more."""
+        listeners = self._subscribed.get(uri)
+        if listeners is not None and (now := front()) is not None:
+            listeners.discard(now.session._connection)
+        if not listeners:
+            self._subscribed.pop(uri, None)
+        return not listeners
 
     def busy(self) -> bool:
         """Tell whether a request is in flight."""
@@ -137,7 +149,11 @@ class Line:
 
     async def message(self, message: Any) -> None:
         """Pass a list change on to every session that uses this connection."""
-        if isinstance(message, LIST_CHANGES):
+        if isinstance(message, mt.ResourceUpdatedNotification):
+            for connection in list(self._subscribed.get(str(message.params.uri), ())):
+                with contextlib.suppress(Exception):  # a session that is gone needs no news
+                    await connection.notify(message.method, {"uri": str(message.params.uri)})
+        elif isinstance(message, LIST_CHANGES):
             await self._on_change(self, message, list(self._sessions))
         elif isinstance(message, Exception):
             log.warning("%s sent what is no MCP message: %s", self.name, knocks.printable(message, 200))

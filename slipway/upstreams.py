@@ -100,12 +100,13 @@ class Upstream:
         self._announce = announce
         self.bus = InMemorySubscriptionBus()
         self.server = FastMCPProxy(
-            client_factory=self.client, name=name, identity="upstream", provider_error_strategy="raise"
-        )
+            client_factory=self.client, name=name, identity="upstream", provider_error_strategy="raise",
+            dereference_schemas=False,  # a schema is passed on as it is
+        )  # fmt: skip
         self.server.add_middleware(Outages(self))
         self.instructions: str | None = None
         self._looking: set[Line] = set()
-        self.completes = False
+        self.completes = self.subscribes = False
 
     async def client(self) -> Relay:
         """Return a client for the present request; FastMCP's proxy enters and leaves it.
@@ -143,6 +144,16 @@ class Upstream:
                 ref, {"name": argument.name, "value": argument.value}, context.arguments if context else None
             )
         return result.completion
+
+    async def subscribe(self, uri: str, *, wanted: bool) -> None:
+        """Subscribe the caller's session to a resource, or end that (MCP 2025-11-25, Resources, Subscriptions)."""
+        relay = await self.client()
+        async with relay:
+            if wanted:
+                relay.line.subscribe(uri)
+                await relay.session.subscribe_resource(uri)
+            elif relay.line.unsubscribe(uri):
+                await relay.session.unsubscribe_resource(uri)
 
     async def changed(self, line: Line, note: Any, sessions: Sequence[Any]) -> None:
         """Pass a list change on: to sessions of the handshake era, and to the newest era's listen streams."""
@@ -182,6 +193,7 @@ class Upstream:
             self.instructions = relay.instructions
             capabilities = relay.server_capabilities
             self.completes = bool(capabilities and capabilities.completions)
+            self.subscribes = bool(capabilities and capabilities.resources and capabilities.resources.subscribe)
             relay.line.tools.names = {tool.name for tool in await relay.list_tools()}
             return relay.protocol_version or ""
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from fastmcp import Client
 from fastmcp.client.transports import StdioTransport
 
 from slipway.clients import Endpoint, render
 from tests import node_clients
-from tests.conftest import Stack
+from tests.conftest import ROOT, Stack, free_ports, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.node]
 
+CONFORMANCE = ROOT / "tests" / "servers" / "conformance.py"
 
-@pytest.fixture(scope="session")
+
+@pytest.fixture(scope="module")
 def node() -> Path:
     try:
         return node_clients.install()
@@ -69,8 +74,6 @@ async def test_mcp_remote_bridges_the_printed_claude_desktop_configuration(share
 
 @pytest.mark.parametrize("name", ["python", "python-sdk", "curl", "fastmcp"])
 def test_a_printed_program_runs_as_it_is(shared_stack: Stack, name: str, tmp_path: Path) -> None:
-    from tests.conftest import ROOT
-
     endpoint = Endpoint("slipway", shared_stack.tls_url, shared_stack.token(), str(shared_stack.ca_file))
     snippet = render(name, endpoint)
     path = tmp_path / "snippet"
@@ -94,3 +97,38 @@ def test_the_official_conformance_suite_agrees(make_stack: Callable[..., Stack],
         node, str(program), "server", "--url", stack.edge_url, "--scenario", scenario, ca_file=stack.ca_file
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def suite(node: Path, url: str) -> dict[str, str]:
+    """Run the whole conformance suite. Returns: {scenario: "n passed, n failed"}."""
+    program = str(node / "node_modules" / ".bin" / "conformance")
+    done = node_clients.run(node, program, "server", "--url", url, "--suite", "all", ca_file="")
+    return dict(re.findall(r"^[✓✗] ([\w-]+): (.*)$", done.stdout, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def conforming(node: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A conformance server in another process: its URL, and what the suite says of it directly."""
+    (port,) = free_ports(1)
+    process = subprocess.Popen(
+        [sys.executable, CONFORMANCE, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    url = f"http://127.0.0.1:{port}/mcp"
+    try:
+        wait_until(lambda: [c for c in psutil.Process(process.pid).net_connections() if c.status == "LISTEN"], 20)
+        yield url, suite(node, url)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("kind", ["file", "command", "url"])
+def test_the_whole_suite_says_the_same_directly_and_through_slipway(
+    make_stack: Callable[..., Stack], node: Path, conforming: tuple[str, dict[str, str]], kind: str
+) -> None:
+    url, directly = conforming
+    target = {"file": str(CONFORMANCE), "command": shlex.join([sys.executable, str(CONFORMANCE)]), "url": url}[kind]
+    stack = make_stack(SLIPWAY_DANGEROUSLY_ALLOW_ANONYMOUS="true", SLIPWAY_TARGET=target)
+    assert len(directly) >= 30
+    assert not [name for name, result in directly.items() if not result.endswith("0 failed")]
+    assert suite(node, stack.edge_url) == directly
