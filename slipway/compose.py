@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -92,12 +93,14 @@ class Compose:
             for path in (self._root / config.state, self._root / config.secret_file):
                 _hand_over(path)
         self._environment |= _of_target(target, self._root / ".env", self._root / config.state / "run" / "target.env")
-        if target and target.packages and self._run("build", "--quiet", "server"):
-            raise failed(target, "uv's own words are above")
+        if target and target.packages:
+            self._build(target)
         # a server that ended says why, and would only say it again
         if self._run("up", "--build", "--wait", "--wait-timeout", str(START_TIMEOUT)):
-            if problem := self._heard():
-                self._run("stop", "--timeout", "1")
+            self._run(
+                "stop", "--timeout", "1", "server"
+            )  # it would end again and again, and has no exit code while it does
+            if problem := self._heard(target):
                 raise problem
             sys.stderr.write("the last lines of the containers:\n")
             self._run("logs", "--tail", "15", "--no-log-prefix")
@@ -106,13 +109,29 @@ class Compose:
                 "A port in use: change it in .env. Otherwise mend it, or go without Docker: ./scripts/up --local",
             )
 
-    def _heard(self) -> Problem | None:
+    def _build(self, target: Target) -> None:
+        """Build the layer with the target's packages.
+
+        Raises:
+            Problem: with the installer's words.
+        """
+        sys.stderr.write(f"building an image with {', '.join(target.packages)}\n")
+        done = subprocess.run(
+            [_DOCKER, "compose", "--progress", "plain", "build", "server"],
+            cwd=self._root, env=self._environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            said = re.findall(r"(?m)^#\d+ [\d.]+ (.*)$", done.stderr)  # what the step's program wrote
+            raise failed(target, "\n".join(said) or done.stderr)
+
+    def _heard(self, target: Target | None) -> Problem | None:
         """Return the problem that the server's container ended with, if it was one."""
         said = self._ask("logs", "--no-log-prefix", "--no-color", "--tail", "40", "server")
+        if target and target.kind != "url":
+            said = said.replace("/target/", f"{target.path.parent}/")
         container = self._ask("ps", "--all", "--quiet", "server").strip()
         code = _ask("inspect", "--format", "{{.State.ExitCode}}", container).stdout.strip() if container else ""
-        # while it is being restarted the engine knows no code
-        return heard(said, int(code) if code.isdigit() and int(code) else 2)
+        return heard(said, int(code)) if code.isdigit() and int(code) else None
 
     def _ask(self, *arguments: str) -> str:
         return subprocess.run(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_LOGGED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|\{\"")
+_LOGGED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|\{\"|  → ")
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # Docker colours even where it is asked not to
 
 
 class Problem(Exception):
@@ -25,8 +26,9 @@ class Problem(Exception):
 
 def heard(text: str, exit_code: int) -> Problem | None:
     """Return the problem that another process of ours printed, or None where its text holds none."""
+    text = _ESCAPES.sub("", text)
     before, arrow, after = text.rpartition("\n  → ")
-    # what a log wrote before it is no part of it
+    # what a log or a former try wrote before it is no part of it
     lines = before.splitlines()
     begin = max((index + 1 for index, line in enumerate(lines) if _LOGGED.match(line)), default=0)
     cause = "\n".join(lines[begin:]).strip()

@@ -25,11 +25,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SHUTDOWN_GRACE = 3  # seconds; Docker kills after 10
 CHECK_TIMEOUT = 130.0  # seconds
 LISTENING = "SLIPWAY_LISTENING_FD"  # where a process that starts itself anew finds its socket
+NEWS = "SLIPWAY_NEWS"  # and what it tells of the change, once it serves it
 WHO_CACHES = (
     "claude.ai and ChatGPT keep the old list until the connector is refreshed, other clients until they reconnect"
 )
 
 log = logging.getLogger("slipway")
+_environment_at_start = {name: value for name, value in os.environ.items() if name not in (LISTENING, NEWS)}
 
 
 def serve(mcp: FastMCP[Any], target: str = "") -> None:
@@ -41,12 +43,14 @@ def serve(mcp: FastMCP[Any], target: str = "") -> None:
     Raises:
         SystemExit: with cause and cure on stderr, when it cannot.
     """
-    before = dict(os.environ)
     again = _guarded(_Process(mcp, target).run())
     if again is not None:
         # one program, one process id, one socket: no request is refused while we start anew
-        os.set_inheritable(again, True)
-        os.execve(sys.executable, sys.orig_argv, before | {LISTENING: str(again)})  # noqa: S606 our own command
+        listening, news = again
+        os.set_inheritable(listening, True)
+        os.execve(  # noqa: S606 our own command
+            sys.executable, sys.orig_argv, _environment_at_start | {LISTENING: str(listening), NEWS: news}
+        )
 
 
 def check(mcp: FastMCP[Any], target: str = "") -> None:
@@ -106,10 +110,10 @@ class _Process:
         async with loaded.running():
             return {"serves": loaded.describes, "tools": await _tools(loaded.server)}
 
-    async def run(self) -> int | None:
-        """Serve. Returns: the listening socket's descriptor when the target changed and we should start anew."""
+    async def run(self) -> tuple[int, str] | None:
+        """Serve. Returns: when the target changed, the listening socket's descriptor and how it changed."""
         config, target, loaded = await self._load()
-        listening = _listen(config.server_host, config.server_port)
+        listening, news = _listen(config.server_host, config.server_port), os.environ.pop(NEWS, "")
         async with loaded.running():
             before = await _tools(loaded.server)
             whole = app.build(loaded.server, config, tokens.ensure_secret(config.secret_file))
@@ -124,18 +128,20 @@ class _Process:
                 )
             )  # fmt: skip
             kept = os.dup(listening.fileno())
+            if news:
+                knocks.announce(self._log, news)
             watching = asyncio.create_task(self._watch(target, before, server))
             try:
                 await server.serve(sockets=[listening])
             finally:
                 watching.cancel()
-                changed = (await asyncio.gather(watching, return_exceptions=True))[0] is True
+                (changed,) = await asyncio.gather(watching, return_exceptions=True)
         if not server.started:
             raise SystemExit(1)
-        return kept if changed else None
+        return (kept, changed) if isinstance(changed, str) else None
 
-    async def _watch(self, target: targets.Target | None, before: dict[str, str], server: uvicorn.Server) -> bool:
-        """Wait until the target's files changed and can be served, then end the server. Returns: True."""
+    async def _watch(self, target: targets.Target | None, before: dict[str, str], server: uvicorn.Server) -> str:
+        """Wait until the target's files changed and can be served, then end the server. Returns: what changed."""
         async for _ in _changes(_files(target)):
             found = await self._try()
             if found is None:
@@ -145,13 +151,11 @@ class _Process:
             other = sorted(name for name in before.keys() & found.keys() if before[name] != found[name])
             parts = [f"new: {', '.join(new)}"] * bool(new) + [f"gone: {', '.join(gone)}"] * bool(gone)
             parts += [f"different: {', '.join(other)}"] * bool(other)
-            if parts:
-                self._announce(f"the tool list changed ({'; '.join(parts)})")
-            else:
-                knocks.announce(self._log, "the target changed and is served anew; its tools are the same")
             server.should_exit = True
-            return True
-        return False
+            if parts:
+                return f"the target changed, and its tool list ({'; '.join(parts)}); {WHO_CACHES}"
+            return "the target changed and is served anew; its tools are the same"
+        return ""
 
     async def _try(self) -> dict[str, str] | None:
         """Load the target in a process of its own. Returns: its tools, or None after telling why that fails."""
@@ -176,9 +180,6 @@ class _Process:
             return None
         tools = json.loads(out.decode().splitlines()[-1])["tools"]
         return {str(name): str(digest) for name, digest in tools.items()}
-
-
-_environment_at_start = dict(os.environ)
 
 
 def _files(target: targets.Target | None) -> set[Path]:

@@ -1,6 +1,6 @@
 """Starts and stops server and edge: with Docker Compose where an engine answers, as child processes otherwise.
 
-`python -m slipway.stack up [--local] | down`; scripts/up and scripts/down are its doors.
+`python -m slipway.stack up [--local] [TARGET] | down`; scripts/up and scripts/down are its doors.
 """
 
 from __future__ import annotations
@@ -241,7 +241,23 @@ def _up(config: settings.Settings, *, local: bool) -> None:
         processes.stop(_record(config))
         if not compose.has_init() and "SLIPWAY_INIT" not in settings.read_env_file(ROOT / ".env"):
             _append(ROOT / ".env", "this Docker engine has no docker-init", SLIPWAY_INIT="false")
+        if target and not target.packages:
+            _check(config)
         compose.Compose(ROOT).up(config, target)
+
+
+def _check(config: settings.Settings) -> None:
+    """Try the target in a process of this machine: sooner and clearer than a container that ends again and again.
+
+    Raises:
+        Problem: what the server said.
+    """
+    [program, server, _], environment = children(config)["server"]
+    done = subprocess.run(
+        [program, server, "check"], env=environment, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    if done.returncode and (problem := heard(done.stderr, done.returncode)):
+        raise problem
 
 
 def down() -> None:
@@ -262,12 +278,12 @@ def main(arguments: list[str]) -> int:
     """Run one verb. Returns: the exit code."""
     try:
         match arguments:
-            case ["up", *rest] if set(rest) <= {"--local"}:
-                up(local="--local" in rest)
+            case ["up", *rest] if len(words := [word for word in rest if word != "--local"]) < 2:
+                up(local="--local" in rest, target="".join(words))
             case ["down"]:
                 down()
             case _:
-                say("usage: python -m slipway.stack up [--local] | down")
+                say("usage: python -m slipway.stack up [--local] [TARGET] | down")
                 return 2
     except Problem as problem:
         say(str(problem))

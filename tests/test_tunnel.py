@@ -315,7 +315,7 @@ async def test_up_ends_in_a_public_url_that_a_client_can_use(
             trust = ssl.create_default_context(cafile=ca)
             for mode in ("legacy", "auto"):
                 async with Client(url, auth=product["token"], mode=mode, verify=trust) as client:
-                    assert [tool.name for tool in await client.list_tools()] == ["add", "whoami"]
+                    assert [tool.name for tool in await client.list_tools()] == ["whoami", "add"]
                     assert (await client.call_tool("add", {"a": 2, "b": 3})).data == 5
         wait_until(lambda: "tools/call add" in up.story, what="a line for the call")
         async with httpx2.AsyncClient(verify=ssl.create_default_context(cafile=account["SSL_CERT_FILE"])) as http:

@@ -236,7 +236,7 @@ def test_an_edit_of_server_py_is_live_under_watch(containers: Containers) -> Non
         while "watch enabled" not in (line := watch.stdout.readline().lower()):
             assert line, "docker compose watch ended"
         path = containers.root / "server.py"
-        path.write_text(path.read_text().replace("async def add(", "async def plus("))
+        path.write_text(path.read_text().replace("async def whoami(", "async def plus("))
 
         async def names() -> set[str]:
             async with containers.client() as client:
@@ -285,3 +285,90 @@ def test_down_leaves_nothing_and_can_be_repeated(containers: Containers) -> None
         label = f"label=com.docker.compose.project={name}"
         assert containers.run("docker", "ps", "-aq", "--filter", label).stdout == ""
         assert containers.run("docker", "network", "ls", "-q", "--filter", label).stdout == ""
+
+
+# --- a target of the user's own; last, for it leaves the containers with another server
+
+TARGET = """
+import os
+import humanize
+from fastmcp import FastMCP
+bot = FastMCP("bot")
+@bot.tool
+async def size(n: int) -> str:
+    return humanize.naturalsize(n)
+@bot.tool
+async def environment() -> dict[str, str]:
+    return dict(os.environ)
+@bot.tool
+async def write() -> str:
+    with open(__file__, "a") as stream:
+        return "written"
+"""
+
+
+@pytest.fixture
+def readable(tmp_path: Path) -> Path:
+    """A folder that the containers' user may read, as a user's own would be."""
+    tmp_path.chmod(0o755)
+    return tmp_path
+
+
+def up_with(containers: Containers, target: Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    return containers.run(".venv/bin/python", "-m", "slipway.stack", "up", target, ok=ok)
+
+
+async def test_a_python_target_is_mounted_read_only_with_its_packages_and_its_own_variables(
+    containers: Containers, readable: Path
+) -> None:
+    tmp_path = readable
+    (tmp_path / "bot.py").write_text(TARGET)
+    (tmp_path / "fastmcp.json").write_text(
+        '{"source": {"path": "bot.py"}, "environment": {"dependencies": ["humanize"]}}'
+    )
+    secret = 'it\'s "quoted" $HOME'
+    with (containers.root / ".env").open("a") as stream:
+        stream.write(f'\nBOT_API_KEY="{secret.replace(chr(34), chr(92) + chr(34))}"\nNGROK_AUTHTOKEN=2abcDEF\n')
+    up_with(containers, tmp_path / "bot.py")
+    async with containers.client() as client:
+        assert (await client.call_tool("size", {"n": 10**9})).data == "1.0 GB"
+        seen = (await client.call_tool("environment")).data
+        assert seen["BOT_API_KEY"] == secret
+        assert not [name for name in seen if name.startswith(("SLIPWAY_", "NGROK_", "FASTMCP_"))]
+        assert (await client.call_tool("write", raise_on_error=False)).is_error
+
+    # an edit on this machine is served by the container, in the same process
+    before = containers.inspect("server")["State"]["Pid"]
+    (tmp_path / "bot.py").write_text(TARGET.replace("async def size", "async def how_big"))
+    log = containers.root / ".slipway" / "log" / "server.jsonl"
+    wait_until(lambda: "new: how_big; gone: size" in log.read_text(), 30, "the reload")
+    async with containers.client("legacy") as client:
+        assert (await client.call_tool("how_big", {"n": 1})).data == "1 Byte"
+    assert containers.inspect("server")["State"]["Pid"] == before
+
+
+def test_a_target_that_cannot_be_served_from_a_container_is_said_with_its_exit_code(
+    containers: Containers, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "bad.py").write_text("import humanize\nraise RuntimeError('oops')\n")
+    told = up_with(containers, tmp_path / "bad.py", ok=False)
+    assert told.returncode == 51  # found before a container was started
+    (tmp_path / "fastmcp.json").write_text('{"environment": {"dependencies": ["humanize"]}}')
+    told = up_with(containers, tmp_path / "bad.py", ok=False)
+    assert told.returncode == 51
+    assert f"{tmp_path}/bad.py line 2: raise RuntimeError" in told.stderr
+    (tmp_path / "fastmcp.json").write_text('{"environment": {"dependencies": ["no-such-package-of-slipway"]}}')
+    told = up_with(containers, tmp_path / "bad.py", ok=False)
+    assert told.returncode == 57
+    assert "no-such-package-of-slipway" in told.stderr
+
+
+def test_a_command_runs_on_this_machine_even_where_there_is_docker(containers: Containers, tmp_path: Path) -> None:
+    command = shlex.join([str(ROOT / ".venv" / "bin" / "python"), str(ROOT / "tests" / "servers" / "talkative.py")])
+    told = containers.run(".venv/bin/python", "-m", "slipway.stack", "up", command)
+    try:
+        assert "is a program of this machine" in told.stderr
+        assert not containers.id("server")
+    finally:
+        containers.run(".venv/bin/python", "-m", "slipway.stack", "down")

@@ -160,7 +160,7 @@ async def test_a_session_outlives_the_death_of_the_server(make_stack: Callable[.
         await asyncio.to_thread(stack.kill, "server")
         await asyncio.to_thread(stack.start, "server")
         assert (await c.call_tool("add", {"a": 2, "b": 2})).data == 4
-        assert len(await c.list_tools()) == 3
+        assert len(await c.list_tools()) > 3
 
 
 async def test_a_call_made_while_the_server_restarts_is_held_and_answered(make_stack: Callable[..., Stack]) -> None:
