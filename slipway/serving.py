@@ -16,6 +16,7 @@ from typing import Any
 
 import uvicorn
 from fastmcp import FastMCP
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from watchfiles import awatch
 
 from slipway import app, knocks, loading, settings, targets, tokens
@@ -23,6 +24,7 @@ from slipway.errors import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
 SHUTDOWN_GRACE = 3  # seconds; Docker kills after 10
+DRAIN = 0.5  # seconds
 CHECK_TIMEOUT = 130.0  # seconds
 LISTENING = "SLIPWAY_LISTENING_FD"  # where a process that starts itself anew finds its socket
 NEWS = "SLIPWAY_NEWS"  # and what it tells of the change, once it serves it
@@ -116,7 +118,7 @@ class _Process:
         listening, news = _listen(config.server_host, config.server_port), os.environ.pop(NEWS, "")
         async with loaded.running():
             before = await _tools(loaded.server)
-            whole = app.build(loaded.server, config, tokens.ensure_secret(config.secret_file))
+            whole = _Draining(app.build(loaded.server, config, tokens.ensure_secret(config.secret_file)))
             if config.anonymous:
                 log.warning("SLIPWAY_DANGEROUSLY_ALLOW_ANONYMOUS is on: ANYONE with the URL can call every tool")
             address = f"http://{config.server_host}:{config.server_port}{app.MCP_PATH}"
@@ -130,7 +132,7 @@ class _Process:
             kept = os.dup(listening.fileno())
             if news:
                 knocks.announce(self._log, news)
-            watching = asyncio.create_task(self._watch(target, before, server))
+            watching = asyncio.create_task(self._watch(target, before, server, whole))
             try:
                 await server.serve(sockets=[listening])
             finally:
@@ -140,7 +142,9 @@ class _Process:
             raise SystemExit(1)
         return (kept, changed) if isinstance(changed, str) else None
 
-    async def _watch(self, target: targets.Target | None, before: dict[str, str], server: uvicorn.Server) -> str:
+    async def _watch(
+        self, target: targets.Target | None, before: dict[str, str], server: uvicorn.Server, whole: _Draining
+    ) -> str:
         """Wait until the target's files changed and can be served, then end the server. Returns: what changed."""
         async for _ in _changes(_files(target)):
             found = await self._try()
@@ -151,6 +155,8 @@ class _Process:
             other = sorted(name for name in before.keys() & found.keys() if before[name] != found[name])
             parts = [f"new: {', '.join(new)}"] * bool(new) + [f"gone: {', '.join(gone)}"] * bool(gone)
             parts += [f"different: {', '.join(other)}"] * bool(other)
+            whole.draining = True
+            await asyncio.sleep(DRAIN)
             server.should_exit = True
             if parts:
                 return f"the target changed, and its tool list ({'; '.join(parts)}); {WHO_CACHES}"
@@ -180,6 +186,28 @@ class _Process:
             return None
         tools = json.loads(out.decode().splitlines()[-1])["tools"]
         return {str(name): str(digest) for name, digest in tools.items()}
+
+
+class _Draining:
+    """Ends kept connections with their next answer once we are about to start anew.
+
+    A proxy that sends on a kept connection in the moment in which we close it must answer 502: it cannot know
+    whether the request was done.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.draining = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on."""
+
+        async def closing(message: Message) -> None:
+            if self.draining and message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive, closing if scope["type"] == "http" else send)
 
 
 def _files(target: targets.Target | None) -> set[Path]:
