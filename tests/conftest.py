@@ -84,7 +84,7 @@ class Stack:
                 self.processes[name] = subprocess.Popen(
                     command, env=environment, stdout=output, stderr=output, start_new_session=True
                 )
-        wait_until(self._up, 30, f"the start of {names or 'the stack'}: {self.text('server')} {self.text('caddy')}")
+        wait_until(self._up, 120, f"the start of {names or 'the stack'}: {self.text('server')} {self.text('caddy')}")
         return self
 
     def _up(self) -> bool:
