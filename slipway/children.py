@@ -22,7 +22,7 @@ from slipway import knocks, targets
 from slipway.errors import Problem
 from slipway.relay import Line, Relay, seat
 from slipway.targets import Target
-from slipway.upstreams import Upstream
+from slipway.upstreams import Upstream, causes
 
 START_TIMEOUT = 120.0  # seconds; npx and uvx download a package at its first start
 MAX_CHILDREN = 40
@@ -154,10 +154,11 @@ class Children(Upstream):
             last = "".join(f"\n  {line}" for line in transport.stderr.last)
             late = transport.alive()
             await self.close()
-            if isinstance(error.__cause__, PermissionError | FileNotFoundError):
-                raise Problem(
-                    f"{words} cannot be started: {error.__cause__.strerror}.", "Mend the command", targets.NO_COMMAND
-                ) from None
+            for cause in causes(error):
+                if isinstance(cause, PermissionError | FileNotFoundError):
+                    raise Problem(
+                        f"{words} cannot be started: {cause.strerror}.", "Mend the command", targets.NO_COMMAND
+                    ) from None
             what = f"did not answer in {START_TIMEOUT:.0f} s" if late else "ended at once"
             raise Problem(
                 f"{words} {what}{':' if last else '; it said nothing.'}{last}",

@@ -214,12 +214,12 @@ def _in_time(path: Path) -> Iterator[None]:
         )  # fmt: skip
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, IMPORT_TIMEOUT)
+    timer = signal.setitimer(signal.ITIMER_REAL, IMPORT_TIMEOUT)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 def _import_problem(path: Path, error: BaseException) -> Problem:

@@ -76,7 +76,7 @@ class Outages(Middleware):
             raise
 
     def _sentence(self, error: Exception) -> str:
-        if any(isinstance(cause, httpx2.ConnectError) for cause in _causes(error)):
+        if any(isinstance(cause, httpx2.ConnectError) for cause in causes(error)):
             return f"{self._upstream.name} cannot be reached at the moment. Nothing was done; try again shortly."
         return (
             f"{self._upstream.name} ended in the middle of this request; whether it was done is not known. "
@@ -84,7 +84,8 @@ class Outages(Middleware):
         )
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error and what led to it."""
     seen: set[int] = set()  # contexts can run in a circle
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -129,8 +130,8 @@ class Upstream:
 
     async def lost(self, error: Exception) -> bool:
         """Tell whether this error is the loss of a connection, and let go of what is left of it."""
-        causes = list(_causes(error))
-        return not any(isinstance(e, Unreachable) for e in causes) and any(map(self._is_loss, causes))
+        chain = list(causes(error))
+        return not any(isinstance(e, Unreachable) for e in chain) and any(map(self._is_loss, chain))
 
     @staticmethod
     def _is_loss(error: BaseException) -> bool:
