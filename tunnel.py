@@ -6,6 +6,7 @@ stdout is the product (configurations, or one JSON object with --json), stderr t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import signal
@@ -91,15 +92,14 @@ def main(argv: list[str]) -> None:
         return
     for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, _stop)
-    if chosen.up:
-        stack.up(local=chosen.local, target=chosen.target)
+    watching = stack.up(local=chosen.local, target=chosen.target) if chosen.up else contextlib.nullcontext()
     config = settings.load(os.environ, ROOT / ".env")
     secret = tokens.read_secret(ROOT / config.secret_file)
     edge.check(config)
     scope, ttl = tokens.tool_scope(chosen.tools), tokens.parse_ttl(chosen.ttl)
     minted = tokens.mint(secret, subject=chosen.subject, scope=scope, ttl=ttl)
     wanted = chosen.url or config.public_url
-    with opening.opened(config, ROOT, url=wanted, public=not chosen.no_public, say=say) as door:
+    with watching, opening.opened(config, ROOT, url=wanted, public=not chosen.no_public, say=say) as door:
         ca = edge.ca_file(config, ROOT)
         tools = edge.verify(door.url, minted.token, None if door.public else ca, patience=15 if door.public else 5)
         sheet = handout.Handout(chosen.name, door.url, door.public, edge.local_url(config), str(ca), minted)

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from slipway import settings
@@ -138,6 +139,20 @@ class Compose:
             [_DOCKER, "compose", *arguments],
             cwd=self._root, env=self._environment, capture_output=True, text=True, check=False,
         ).stdout  # fmt: skip
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Build and start the server anew whenever its files change, for the length of a block."""
+        watch = subprocess.Popen(
+            [_DOCKER, "compose", "watch", "--no-up"], cwd=self._root, env=self._environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        try:
+            yield
+        finally:
+            watch.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                watch.wait(5)
 
     def down(self) -> None:
         """Stop and remove the containers and their network."""

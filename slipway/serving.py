@@ -27,13 +27,12 @@ SHUTDOWN_GRACE = 3  # seconds; Docker kills after 10
 DRAIN = 0.5  # seconds
 CHECK_TIMEOUT = 130.0  # seconds
 LISTENING = "SLIPWAY_LISTENING_FD"  # where a process that starts itself anew finds its socket
-NEWS = "SLIPWAY_NEWS"  # and what it tells of the change, once it serves it
 WHO_CACHES = (
     "claude.ai and ChatGPT keep the old list until the connector is refreshed, other clients until they reconnect"
 )
 
 log = logging.getLogger("slipway")
-_environment_at_start = {name: value for name, value in os.environ.items() if name not in (LISTENING, NEWS)}
+_environment_at_start = {name: value for name, value in os.environ.items() if name != LISTENING}
 
 
 def serve(mcp: FastMCP[Any], target: str = "") -> None:
@@ -48,11 +47,8 @@ def serve(mcp: FastMCP[Any], target: str = "") -> None:
     again = _guarded(_Process(mcp, target).run())
     if again is not None:
         # one program, one process id, one socket: no request is refused while we start anew
-        listening, news = again
-        os.set_inheritable(listening, True)
-        os.execve(  # noqa: S606 our own command
-            sys.executable, sys.orig_argv, _environment_at_start | {LISTENING: str(listening), NEWS: news}
-        )
+        os.set_inheritable(again, True)
+        os.execve(sys.executable, sys.orig_argv, _environment_at_start | {LISTENING: str(again)})  # noqa: S606 our own command
 
 
 def check(mcp: FastMCP[Any], target: str = "") -> None:
@@ -112,17 +108,18 @@ class _Process:
         async with loaded.running():
             return {"serves": loaded.describes, "tools": await _tools(loaded.server)}
 
-    async def run(self) -> tuple[int, str] | None:
-        """Serve. Returns: when the target changed, the listening socket's descriptor and how it changed."""
+    async def run(self) -> int | None:
+        """Serve. Returns: the listening socket's descriptor when the target changed and we should start anew."""
         config, target, loaded = await self._load()
-        listening, news = _listen(config.server_host, config.server_port), os.environ.pop(NEWS, "")
+        anew = LISTENING in os.environ
+        listening = _listen(config.server_host, config.server_port)
         async with loaded.running():
-            before = await _tools(loaded.server)
+            tools = await _tools(loaded.server)
             whole = _Draining(app.build(loaded.server, config, tokens.ensure_secret(config.secret_file)))
             if config.anonymous:
                 log.warning("SLIPWAY_DANGEROUSLY_ALLOW_ANONYMOUS is on: ANYONE with the URL can call every tool")
             address = f"http://{config.server_host}:{config.server_port}{app.MCP_PATH}"
-            log.info("serving %s (%d tools) at %s", loaded.describes, len(before), address)
+            log.info("serving %s (%d tools) at %s", loaded.describes, len(tools), address)
             server = uvicorn.Server(
                 uvicorn.Config(
                     whole, log_config=None, access_log=False, server_header=False, lifespan="on",
@@ -130,9 +127,8 @@ class _Process:
                 )
             )  # fmt: skip
             kept = os.dup(listening.fileno())
-            if news:
-                knocks.announce(self._log, news)
-            watching = asyncio.create_task(self._watch(target, before, server, whole))
+            self._compare(tools, config.state / "log" / "tools.json", anew=anew)
+            watching = asyncio.create_task(self._watch(target, server, whole))
             try:
                 await server.serve(sockets=[listening])
             finally:
@@ -140,38 +136,47 @@ class _Process:
                 (changed,) = await asyncio.gather(watching, return_exceptions=True)
         if not server.started:
             raise SystemExit(1)
-        return (kept, changed) if isinstance(changed, str) else None
+        return kept if changed is True else None
 
-    async def _watch(
-        self, target: targets.Target | None, before: dict[str, str], server: uvicorn.Server, whole: _Draining
-    ) -> str:
-        """Wait until the target's files changed and can be served, then end the server. Returns: what changed."""
+    def _compare(self, tools: dict[str, str], file: Path, *, anew: bool) -> None:
+        """Tell how the tools differ from those served last, by this process or another."""
+        try:
+            before = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            before = tools
+        with (
+            contextlib.suppress(OSError),
+            os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out,
+        ):
+            json.dump(tools, out)
+        new, gone = sorted(tools.keys() - before.keys()), sorted(before.keys() - tools.keys())
+        other = sorted(name for name in before.keys() & tools.keys() if before[name] != tools[name])
+        named = [("new", new), ("gone", gone), ("different", other)]
+        parts = "; ".join(f"{word}: {', '.join(names)}" for word, names in named if names)
+        if parts:
+            self._announce(f"the tool list changed ({parts})")
+        elif anew:
+            knocks.announce(self._log, "the target changed and is served anew; its tools are the same")
+
+    async def _watch(self, target: targets.Target | None, server: uvicorn.Server, whole: _Draining) -> bool:
+        """Wait until the target's files changed and can be served, then end the server. Returns: True."""
         async for _ in _changes(_files(target)):
-            found = await self._try()
-            if found is None:
-                continue
-            gone = sorted(before.keys() - found.keys())
-            new = sorted(found.keys() - before.keys())
-            other = sorted(name for name in before.keys() & found.keys() if before[name] != found[name])
-            parts = [f"new: {', '.join(new)}"] * bool(new) + [f"gone: {', '.join(gone)}"] * bool(gone)
-            parts += [f"different: {', '.join(other)}"] * bool(other)
-            whole.draining = True
-            await asyncio.sleep(DRAIN)
-            server.should_exit = True
-            if parts:
-                return f"the target changed, and its tool list ({'; '.join(parts)}); {WHO_CACHES}"
-            return "the target changed and is served anew; its tools are the same"
-        return ""
+            if await self._servable():
+                whole.draining = True
+                await asyncio.sleep(DRAIN)
+                server.should_exit = True
+                return True
+        return False
 
-    async def _try(self) -> dict[str, str] | None:
-        """Load the target in a process of its own. Returns: its tools, or None after telling why that fails."""
+    async def _servable(self) -> bool:
+        """Load the target in a process of its own. Returns: False after telling why that fails."""
         command = [sys.executable, str(ROOT / "server.py"), "check", *([self._text] if self._text else [])]
         process = await asyncio.create_subprocess_exec(
             *command, env=_environment_at_start,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
-            out, err = await asyncio.wait_for(process.communicate(), CHECK_TIMEOUT)
+            _, err = await asyncio.wait_for(process.communicate(), CHECK_TIMEOUT)
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -183,9 +188,7 @@ class _Process:
                 "the target changed but cannot be served, the version before stays:\n%s", "\n".join(lines[-12:])
             )
             knocks.announce(self._log, f"the target changed but cannot be served, the version before stays: {why}")
-            return None
-        tools = json.loads(out.decode().splitlines()[-1])["tools"]
-        return {str(name): str(digest) for name, digest in tools.items()}
+        return process.returncode == 0
 
 
 class _Draining:

@@ -196,9 +196,11 @@ def _free_ports(config: settings.Settings) -> None:
                 ) from None
 
 
-def up(*, local: bool, target: str = "") -> None:
+def up(*, local: bool, target: str = "") -> contextlib.AbstractContextManager[None]:
     """Start server and edge and return when both answer; quick when they run already.
 
+    Returns: a context; while it is entered, an edit of server.py is served by the containers too. Without Docker,
+    and with a target, the server itself watches.
     Args:
         local: without Docker.
         target: what to serve instead of SLIPWAY_TARGET; relative to the folder we are in.
@@ -209,8 +211,9 @@ def up(*, local: bool, target: str = "") -> None:
         config = prepare()
         if target:
             config = config.model_copy(update={"target": target, "target_folder": Path.cwd()})
-        _up(config, local=local)
+        watching = _up(config, local=local)
     say(f"server http://127.0.0.1:{config.server_port}/mcp · edge https://localhost:{config.tls_port}/mcp")
+    return watching
 
 
 @contextlib.contextmanager
@@ -221,7 +224,7 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _up(config: settings.Settings, *, local: bool) -> None:
+def _up(config: settings.Settings, *, local: bool) -> contextlib.AbstractContextManager[None]:
     target = target_of(config)
     missing = "" if local else (target.why_not_in_docker() if target else "") or compose.missing()
     if missing:
@@ -243,7 +246,11 @@ def _up(config: settings.Settings, *, local: bool) -> None:
             _append(ROOT / ".env", "this Docker engine has no docker-init", SLIPWAY_INIT="false")
         if target and not target.packages:
             _check(config)
-        compose.Compose(ROOT).up(config, target)
+        containers = compose.Compose(ROOT)
+        containers.up(config, target)
+        if not target:
+            return containers.watching()
+    return contextlib.nullcontext()
 
 
 def _check(config: settings.Settings) -> None:
