@@ -12,7 +12,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from slipway import settings
+import psutil
+
+from slipway import processes, settings
 from slipway.errors import Problem, heard
 from slipway.packages import failed
 from slipway.targets import Target
@@ -141,18 +143,24 @@ class Compose:
         ).stdout  # fmt: skip
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Build and start the server anew whenever its files change, for the length of a block."""
+    def watching(self, record: Path) -> Iterator[None]:
+        """Build and start the server anew whenever its files change, for the length of a block.
+
+        Args:
+            record: where to note who watches, for `down` after a kill.
+        """
+        processes.stop(record)
         watch = subprocess.Popen(
             [_DOCKER, "compose", "watch", "--no-up"], cwd=self._root, env=self._environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
+        with contextlib.suppress(psutil.Error):
+            processes.write(record, {"process": processes.identity(watch.pid)})
         try:
             yield
         finally:
-            watch.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                watch.wait(5)
+            processes.stop(record)
+            watch.wait()
 
     def down(self) -> None:
         """Stop and remove the containers and their network."""

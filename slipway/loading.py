@@ -16,7 +16,6 @@ from typing import Any
 import mcp_types as mt
 from fastmcp import Client, FastMCP
 from fastmcp.server.dependencies import bind_request_context
-from fastmcp.server.providers.proxy import FastMCPProxy
 from fastmcp.server.transforms.namespace import Namespace
 from fastmcp.utilities.mcp_server_config.v1.sources.filesystem import FileSystemSource
 from mcp.server.mcpserver import MCPServer
@@ -36,8 +35,11 @@ MODULE = "server_module"  # the name under which FastMCP's loader imports the fi
 class Loaded:
     """A server that is ready to be served, while `running()` lasts."""
 
-    def __init__(self, server: FastMCP[Any], upstreams: Mapping[str, Upstream], describes: str) -> None:
+    def __init__(
+        self, server: FastMCP[Any], upstreams: Mapping[str, Upstream], describes: str, *, prefixed: bool = False
+    ) -> None:
         self.server = server
+        self._prefixed = prefixed
         self.describes = describes
         self._upstreams = upstreams
 
@@ -61,7 +63,7 @@ class Loaded:
     def _complete(self) -> None:
         """Take over what a mount does not carry: instructions, completions, and the newest era's list changes."""
         told = [upstream.instructions for upstream in self._upstreams.values() if upstream.instructions]
-        if told and not isinstance(self.server, FastMCPProxy):
+        if told and self._prefixed:
             self.server.instructions = "\n\n".join(told)
         if any(upstream.completes for upstream in self._upstreams.values()):
             self.server.add_completion_handler(self._completions)
@@ -94,7 +96,7 @@ class Loaded:
 
     def _whose(self, name: str = "", uri: str = "") -> tuple[Upstream | None, str]:
         """Return the upstream of a public prompt name or resource URI, and its own name for it."""
-        if isinstance(self.server, FastMCPProxy):
+        if not self._prefixed:
             return next(iter(self._upstreams.values())), name or uri
         for prefix, upstream in self._upstreams.items():
             space = Namespace(prefix)
@@ -141,7 +143,7 @@ async def load(
     whole: FastMCP[Any] = FastMCP("slipway", dereference_schemas=False)
     for name, part in parts.items():
         whole.mount(part.server, namespace=name)
-    return Loaded(whole, parts, f"{target.path.name}: {', '.join(parts)}")
+    return Loaded(whole, parts, f"{target.path.name}: {', '.join(parts)}", prefixed=True)
 
 
 def _short(target: Target) -> str:

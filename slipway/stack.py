@@ -249,7 +249,7 @@ def _up(config: settings.Settings, *, local: bool) -> contextlib.AbstractContext
         containers = compose.Compose(ROOT)
         containers.up(config, target)
         if not target:
-            return containers.watching()
+            return containers.watching(ROOT / config.state / "run" / "watch.json")
     return contextlib.nullcontext()
 
 
@@ -272,6 +272,7 @@ def down() -> None:
     config = settings.load(os.environ, ROOT / ".env")
     if processes.stop(ROOT / config.state / "run" / "tunnel.json"):
         say("stopped the tunnel")
+    processes.stop(ROOT / config.state / "run" / "watch.json")
     tunnels.end_agents(ROOT / config.state / "ngrok")
     (ROOT / config.public_url_file).unlink(missing_ok=True)
     if processes.stop(_record(config)):

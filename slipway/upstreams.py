@@ -12,11 +12,13 @@ from typing import Any
 
 import httpx2
 import mcp_types as mt
+from fastmcp import FastMCP
 from fastmcp.client.transports import ClientTransport, SSETransport, StreamableHttpTransport
 from fastmcp.exceptions import ToolError
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
-from fastmcp.server.providers.proxy import FastMCPProxy, ProxyProvider
-from fastmcp.tools.base import ToolResult
+from fastmcp.server.providers.proxy import ProxyMetadataMiddleware, ProxyProvider
+from fastmcp.tools.base import Tool, ToolResult
+from fastmcp.utilities.versions import VersionSpec
 from mcp.server.subscriptions import InMemorySubscriptionBus
 from mcp.shared.exceptions import MCPError
 from mcp.shared.subscriptions import PromptsListChanged, ResourcesListChanged, ServerEvent, ToolsListChanged
@@ -93,6 +95,17 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+class _Provider(ProxyProvider):
+    """FastMCP's provider, which remembers one list for all: here a tool of one seat's process alone is found, too."""
+
+    async def _get_tool(self, name: str, version: VersionSpec | None = None) -> Tool | None:
+        found = await super()._get_tool(name, version)
+        if found is None:
+            await self._list_tools()
+            found = await super()._get_tool(name, version)
+        return found
+
+
 class Upstream:
     """A server elsewhere: a FastMCP proxy in front of it, and its life from start to close."""
 
@@ -100,10 +113,12 @@ class Upstream:
         self.name = name
         self._announce = announce
         self.bus = InMemorySubscriptionBus()
-        self.server = FastMCPProxy(
-            client_factory=self.client, name=name, identity="upstream", provider_error_strategy="raise",
-            dereference_schemas=False,  # a schema is passed on as it is
-        )  # fmt: skip
+        self.provider = _Provider(self.client)
+        # FastMCPProxy is the same and a ping that goes upstream; ours is answered here
+        self.server: FastMCP[Any] = FastMCP(name, dereference_schemas=False)  # a schema is passed on as it is
+        self.server.provider_error_strategy = "raise"
+        self.server.add_provider(self.provider)
+        self.server.add_middleware(ProxyMetadataMiddleware(self.provider, identity="upstream"))
         self.server.add_middleware(Outages(self))
         self.instructions: str | None = None
         self._looking: set[Line] = set()
@@ -158,10 +173,8 @@ class Upstream:
 
     async def changed(self, line: Line, note: Any, sessions: Sequence[Any]) -> None:
         """Pass a list change on: to sessions of the handshake era, and to the newest era's listen streams."""
-        for provider in self.server.providers:
-            if isinstance(provider, ProxyProvider):
-                provider._tools_cache = provider._resources_cache = None
-                provider._templates_cache = provider._prompts_cache = None
+        self.provider._tools_cache = self.provider._resources_cache = None
+        self.provider._templates_cache = self.provider._prompts_cache = None
         if isinstance(note, mt.ToolListChangedNotification) and line not in self._looking:
             self._looking.add(line)
             keep(asyncio.ensure_future(self._look(line)))
@@ -297,15 +310,15 @@ async def _refuse_what_is_no_mcp(target: Target) -> None:
         },
     }  # fmt: skip
     headers = dict(target.headers) | {"accept": "application/json, text/event-stream"}
-    status, kind, body = 0, "", b""
+    status, kind, moved, body = 0, "", "", b""
     try:
         async with (
             asyncio.timeout(URL_TIMEOUT),
-            httpx2.AsyncClient(timeout=URL_TIMEOUT, headers=headers, follow_redirects=True) as client,
+            httpx2.AsyncClient(timeout=URL_TIMEOUT, headers=headers) as client,
             client.stream("GET" if target.sse else "POST", target.url, json=None if target.sse else hello) as answer,
         ):
             status, kind = answer.status_code, answer.headers.get("content-type", "")
-            session = answer.headers.get("mcp-session-id")
+            session, moved = answer.headers.get("mcp-session-id"), answer.headers.get("location", "")
             if "event-stream" not in kind:
                 async for chunk in answer.aiter_bytes():
                     body += chunk
@@ -328,6 +341,11 @@ async def _refuse_what_is_no_mcp(target: Target) -> None:
             f"{target.url} answers {status}: it wants credentials that it did not get, or refuses these.",
             'Put them into .env: SLIPWAY_TARGET_HEADERS=\'{"Authorization": "Bearer …"}\'', targets.NO_ACCESS,
         )  # fmt: skip
+    if 300 <= status < 400:
+        # followed, our headers could reach somebody else
+        raise Problem(
+            f"{target.url} redirects to {knocks.printable(moved, 200)}.", "Write that URL instead", targets.NO_ANSWER
+        )
     if "event-stream" not in kind and b'"jsonrpc"' not in body:
         what = f"{status} {kind.split(';')[0]}".strip()
         raise Problem(

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "children": {"errors", "knocks", "relay", "targets", "upstreams"},
     "loading": {"children", "errors", "targets", "upstreams"},
     "serving": {"app", "errors", "knocks", "loading", "settings", "targets", "tokens"},
-    "compose": {"errors", "packages", "settings", "targets"},
+    "compose": {"errors", "packages", "processes", "settings", "targets"},
     "edge": {"errors", "ngrok_errors", "settings"},
     "handout": {"clients", "tokens"},
     "tunnels": {"ngrok_errors", "processes"},

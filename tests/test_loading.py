@@ -148,6 +148,7 @@ class Strange(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.send_response(self.status)
         self.send_header("content-type", self.kind)
+        self.send_header("location", "https://elsewhere.example/mcp")
         self.send_header("content-length", str(len(self.body)))
         self.end_headers()
         self.wfile.write(self.body)
@@ -175,6 +176,7 @@ def strange(status: int, kind: str = "text/html", body: bytes = b"<h1>hello</h1>
     [
         (200, "text/html", b"<h1>hello</h1>", 54, "is no MCP server: it answers 200 text/html"),
         (404, "text/plain", b"no", 54, "answers 404"),
+        (307, "text/plain", b"", 54, "redirects to https://elsewhere.example/mcp"),
         (401, "application/json", b"{}", 55, "wants credentials"),
         (403, "text/html", b"", 55, "answers 403"),
         (200, "application/json", b"x" * 1_000_000, 54, "is no MCP server"),

@@ -287,6 +287,16 @@ async def test_every_seat_has_a_process_of_its_own(make_stack: Make, era: str) -
     assert len(processes_of(stack)) == 2
 
 
+async def test_a_tool_that_only_one_seats_process_has_is_called_there(make_stack: Make) -> None:
+    stack = make_stack(SLIPWAY_TARGET=COMMAND)
+    async with connect(stack, "handshake", "ana") as ana, connect(stack, "handshake", "bo") as bo:
+        await ana.call_tool("grow")
+        (new,) = {tool.name for tool in await ana.list_tools()} - {tool.name for tool in await bo.list_tools()}
+        assert (await ana.call_tool(new)).data == "new"
+        with pytest.raises(ToolError, match="Unknown tool"):
+            await bo.call_tool(new)
+
+
 async def test_shared_means_one_process_and_still_nobody_hears_anothers_messages(make_stack: Make) -> None:
     stack = make_stack(SLIPWAY_TARGET=COMMAND, SLIPWAY_TARGET_PROCESSES="shared")
     logs: dict[str, list[str]] = {"ana": [], "bo": []}
