@@ -146,20 +146,21 @@ class Children(Upstream):
     async def start(self) -> None:
         """Start the first child."""
         transport, relay = self._children[""] = self._make("")
-        words = self._target.text
+        words, begun = self._target.text, time.monotonic()
         try:
             await self._introduce(relay.new().on(relay.line))  # type: ignore[attr-defined]
         except MCPError as error:
             await asyncio.sleep(0.1)  # its last words may still be on their way
             last = "".join(f"\n  {line}" for line in transport.stderr.last)
-            late = transport.alive()
+            alive, seconds = transport.alive(), time.monotonic() - begun
             await self.close()
             for cause in causes(error):
                 if isinstance(cause, PermissionError | FileNotFoundError):
                     raise Problem(
                         f"{words} cannot be started: {cause.strerror}.", "Mend the command", targets.NO_COMMAND
                     ) from None
-            what = f"did not answer in {START_TIMEOUT:.0f} s" if late else "ended at once"
+            what = f"did not answer in {seconds:.0f} s" if seconds >= START_TIMEOUT else "does not speak MCP"
+            what = what if alive else "ended at once"
             raise Problem(
                 f"{words} {what}{':' if last else '; it said nothing.'}{last}",
                 "Run it by hand; an MCP server over stdio waits for input and prints nothing of its own on stdout",

@@ -211,6 +211,8 @@ def up(*, local: bool, target: str = "") -> contextlib.AbstractContextManager[No
         config = prepare()
         if target:
             config = config.model_copy(update={"target": target, "target_folder": Path.cwd()})
+        if config.target:
+            say(f"serving {config.target}")
         watching = _up(config, local=local)
     say(f"server http://127.0.0.1:{config.server_port}/mcp · edge https://localhost:{config.tls_port}/mcp")
     return watching

@@ -77,7 +77,7 @@ class Target:
     def why_not_in_docker(self) -> str:
         """Say what ties it to this machine, or "" where a container can serve it."""
         if self.kind == "command":
-            return f"{self.command[0]} is a program of this machine"
+            return f"{self.command[0]} runs on this machine"
         if self.kind == "url" and urlsplit(self.url).hostname in _LOOPBACK:
             return f"{self.url} is on this machine's loopback"
         return next((why for part in self.parts.values() if (why := part.why_not_in_docker())), "")

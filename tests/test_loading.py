@@ -122,6 +122,7 @@ async def test_an_import_that_waits_for_ever_is_said(tmp_path: Path, monkeypatch
         ("true", "it said nothing"),
         ("./not-executable", "cannot be started"),
         ("echo hello", "ended at once"),
+        ("cat", "does not speak MCP"),
     ],
 )
 async def test_a_command_that_ends_at_once_is_said_with_its_last_lines(

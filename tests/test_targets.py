@@ -31,7 +31,7 @@ def test_a_command_keeps_its_quotes_and_watches_the_files_it_names(folder: Path)
     target = targets.parse("sh -c 'cat bot.py' ./bot.py", folder, {})
     assert target.command == ("sh", "-c", "cat bot.py", "./bot.py")
     assert target.folder == folder
-    assert "program of this machine" in target.why_not_in_docker()
+    assert "runs on this machine" in target.why_not_in_docker()
     assert [path.resolve() for path in target.files()] == [folder / "bot.py"]
 
 

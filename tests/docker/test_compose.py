@@ -375,7 +375,7 @@ def test_a_command_runs_on_this_machine_even_where_there_is_docker(containers: C
     command = shlex.join([str(ROOT / ".venv" / "bin" / "python"), str(ROOT / "tests" / "servers" / "talkative.py")])
     told = containers.run(".venv/bin/python", "-m", "slipway.stack", "up", command)
     try:
-        assert "is a program of this machine" in told.stderr
+        assert "runs on this machine" in told.stderr
         assert not containers.id("server")
     finally:
         containers.run(".venv/bin/python", "-m", "slipway.stack", "down")
