@@ -98,12 +98,9 @@ class Compose:
         self._environment |= _of_target(target, self._root / ".env", self._root / config.state / "run" / "target.env")
         if target and target.packages:
             self._build(target)
-        # a server that ended says why, and would only say it again
         if self._run("up", "--build", "--wait", "--wait-timeout", str(START_TIMEOUT)):
-            self._run(
-                "stop", "--timeout", "1", "server"
-            )  # it would end again and again, and has no exit code while it does
             if problem := self._heard(target):
+                self._run("stop", "--timeout", "1", "server")  # it would end again and again
                 raise problem
             sys.stderr.write("the last lines of the containers:\n")
             self._run("logs", "--tail", "15", "--no-log-prefix")
@@ -132,9 +129,23 @@ class Compose:
         said = self._ask("logs", "--no-log-prefix", "--no-color", "--tail", "40", "server")
         if target and target.kind != "url":
             said = said.replace("/target/", f"{target.path.parent}/")
+        code = self._exit_code()
+        return heard(said, code) if code else None
+
+    def _exit_code(self) -> int:
+        """Return what the server's container ended with; 0 if it runs."""
         container = self._ask("ps", "--all", "--quiet", "server").strip()
-        code = _ask("inspect", "--format", "{{.State.ExitCode}}", container).stdout.strip() if container else ""
-        return heard(said, int(code)) if code.isdigit() and int(code) else None
+        code = 0
+
+        def ended() -> bool:
+            # while it is being started again, and until then, the engine says 0
+            nonlocal code
+            code = int(_ask("inspect", "--format", "{{.State.ExitCode}}", container).stdout.strip() or 0)
+            return code != 0
+
+        if container:
+            processes.until(ended, 4)
+        return code
 
     def _ask(self, *arguments: str) -> str:
         return subprocess.run(

@@ -111,11 +111,11 @@ class _Process:
     async def run(self) -> int | None:
         """Serve. Returns: the listening socket's descriptor when the target changed and we should start anew."""
         config, target, loaded = await self._load()
-        anew = LISTENING in os.environ
+        secret, anew = tokens.ensure_secret(config.secret_file), LISTENING in os.environ
         listening = _listen(config.server_host, config.server_port)
         async with loaded.running():
             tools = await _tools(loaded.server)
-            whole = _Draining(app.build(loaded.server, config, tokens.ensure_secret(config.secret_file)))
+            whole = _Draining(app.build(loaded.server, config, secret))
             if config.anonymous:
                 log.warning("SLIPWAY_DANGEROUSLY_ALLOW_ANONYMOUS is on: ANYONE with the URL can call every tool")
             address = f"http://{config.server_host}:{config.server_port}{app.MCP_PATH}"
