@@ -20,9 +20,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slipway import knocks, settings, tokens
+from slipway import knocks, settings, store, tokens
+from slipway.admin import Admin
 from slipway.guards import HostGuard, public_host
 from slipway.identity import Challenge, SlipwayTokens, ToolScopes
+from slipway.invites import Invites
+from slipway.ledger import Ledger
 from slipway.sessions import AutoSessions, Body
 
 MCP_PATH = "/mcp"
@@ -38,7 +41,12 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         config: the settings.
         secret: verifies the tokens.
     """
-    mcp.auth = None if config.anonymous else SlipwayTokens(secret)
+    redis_url = config.redis_url.get_secret_value()
+    state = store.open_store(config.state / "data" / "identity", redis_url)
+    ledger = Ledger(state, shared=bool(redis_url))
+    invites = Invites(state, secret, redis_url)
+    admin = Admin(secret, ledger, invites, max_ttl=tokens.parse_ttl(config.max_ttl))
+    mcp.auth = None if config.anonymous else SlipwayTokens(secret, ledger)
     mcp.add_middleware(ToolScopes(anonymous=config.anonymous))
 
     def make(*, stateless: bool) -> Any:
@@ -59,6 +67,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
+            await ledger.load()
             for app in apps:
                 await stack.enter_async_context(app.lifespan(app))
             await _warm_up(whole, secret)
@@ -74,7 +83,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         )
         return JSONResponse({"ready": status == 200, "answer": status}, 200 if status == 200 else 503)
 
-    routes = [Route("/healthz", healthz), Route("/readyz", readyz), Mount("/", endpoint)]
+    routes = [Route("/healthz", healthz), Route("/readyz", readyz), *admin.routes(), Mount("/", endpoint)]
     hosts = _Hosts(config)
     whole: ASGIApp = KnockLog(
         HostGuard(OneSpelling(Starlette(routes=routes, lifespan=lifespan)), hosts),

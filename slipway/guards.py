@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slipway import knocks
 
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _LOOPBACK_ORIGINS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -44,7 +44,7 @@ class HostGuard:
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         host = host_name(headers.get("host", ""))
-        allowed = [*_LOOPBACK, *self._hosts()]
+        allowed = [*LOOPBACK, *self._hosts()]
         if not any(fnmatchcase(host, pattern) for pattern in allowed):
             seen = knocks.printable(host, 253) or "(none)"
             return await refuse(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slipway import knocks, tokens
+from slipway.ledger import Ledger
 
 TOOL_PREFIX = "tool:"
 
@@ -25,15 +27,16 @@ TOOL_PREFIX = "tool:"
 class SlipwayTokens(TokenVerifier):
     """Verifies our tokens. The caller only learns `invalid_token`; the real reason goes into the knock record."""
 
-    def __init__(self, secret: tokens.Secret) -> None:
+    def __init__(self, secret: tokens.Secret, ledger: Ledger) -> None:
         super().__init__()
         self._secret = secret
+        self._ledger = ledger
 
     async def verify_token(self, token: str) -> AccessToken | None:
         """Return the caller's access token, or None after noting why it is refused."""
         knock = knocks.current.get()
         try:
-            claims = tokens.verify(self._secret, token)
+            claims = await self._accepted(token)
         except tokens.TokenRefused as refused:
             if knock:
                 knock.reason = f"token refused: {refused}"
@@ -48,6 +51,21 @@ class SlipwayTokens(TokenVerifier):
             expires_at=int(claims["exp"]),
             claims=claims,
         )
+
+    async def _accepted(self, token: str) -> dict[str, Any]:
+        """Return the claims. Raises: TokenRefused with the real reason."""
+        try:
+            claims = tokens.verify(self._secret, token)
+        except tokens.TokenExpired:
+            claims = tokens.verify(self._secret, token, late=True)
+            until = await self._ledger.extended_to(claims["jti"])
+            if until <= time.time():
+                raise
+            claims["exp"] = until
+        if reason := await self._ledger.refusal(claims):
+            raise tokens.TokenRefused(reason)
+        await self._ledger.seen(claims)
+        return claims
 
 
 class Challenge:

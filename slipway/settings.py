@@ -102,6 +102,17 @@ class Settings(BaseModel):
         pattern=r"^\d+(B|KB|MB|KiB|MiB)$",
         description="Largest request body the edge lets through; more is 413.",
     )
+    max_ttl: str = Field(
+        "30d",
+        alias="SLIPWAY_MAX_TTL",
+        pattern=r"^(\d+[smhd])+$",
+        description="Longest life of a token: 8h, 30d; nobody can ask for more.",
+    )
+    redis_url: SecretStr = Field(
+        SecretStr(""),
+        alias="REDIS_URL",
+        description="redis://… shares revocations and invites between replicas; empty means files.",
+    )
     anonymous: bool = Field(
         False,
         alias="SLIPWAY_DANGEROUSLY_ALLOW_ANONYMOUS",

@@ -88,8 +88,9 @@ def children(config: settings.Settings, root: Path = ROOT) -> dict[str, tuple[li
     own = settings.own_names(settings.read_env_file(root / ".env"))
     shared = targets.clean_environment(os.environ, own) | settings.environment(config, root)
     served = {"PYTHONUNBUFFERED": "1", "FASTMCP_ENV_FILE": os.devnull, "DATA_DIR": str(state / "data")}
-    if headers := config.target_headers.get_secret_value():
-        served["SLIPWAY_TARGET_HEADERS"] = headers
+    for name, secret in (("SLIPWAY_TARGET_HEADERS", config.target_headers), ("REDIS_URL", config.redis_url)):
+        if secret.get_secret_value():
+            served[name] = secret.get_secret_value()
     if folder := packages.installed(target_of(config, root), state):
         served["PYTHONPATH"] = str(folder)
     edge = {

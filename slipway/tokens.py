@@ -17,6 +17,7 @@ from slipway.errors import Problem
 
 ISSUER = "slipway"
 AUDIENCE = "slipway"
+ADMIN_AUDIENCE = "slipway-admin"  # a token for /admin opens no tool, and a tool's token no /admin
 ALGORITHM = "HS256"
 MAX_TOKEN_BYTES = 8192
 MAX_TTL = 366 * 86400  # seconds
@@ -34,6 +35,10 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 class TokenRefused(Exception):
     """A token that must not pass; the message is the real reason, for the operator and never for the caller."""
+
+
+class TokenExpired(TokenRefused):
+    """A token that is good but for its age."""
 
 
 class Secret:
@@ -132,7 +137,9 @@ def tool_scope(tools: str) -> str:
     return " ".join(f"tool:{name}" for name in dict.fromkeys(listed))
 
 
-def mint(secret: Secret, *, subject: str, scope: str, ttl: int, client_id: str = "pasted") -> Minted:
+def mint(
+    secret: Secret, *, subject: str, scope: str, ttl: int, client_id: str = "pasted", audience: str = AUDIENCE
+) -> Minted:
     """Sign a token.
 
     Args:
@@ -141,14 +148,15 @@ def mint(secret: Secret, *, subject: str, scope: str, ttl: int, client_id: str =
         scope: space-delimited scopes, as in "tool:add tool:countdown".
         ttl: seconds until it expires.
         client_id: by which door the holder came.
+        audience: what it is for.
     Raises:
         Problem: a subject that is empty, too long or unprintable; a token over 8 KB.
     """
-    if not (0 < len(subject) <= 128 and subject.isprintable()):
-        raise Problem("The subject must be 1 to 128 printable characters.", "Write --subject ana", 2)
+    if not (0 < len(subject) <= 128 and subject.isprintable()) or subject == "*":
+        raise Problem("The subject must be 1 to 128 printable characters, and not '*'.", "Write --subject ana", 2)
     now = int(time.time())
     claims: dict[str, Any] = {
-        "iss": ISSUER, "aud": AUDIENCE, "sub": subject, "iat": now, "nbf": now, "exp": now + ttl,
+        "iss": ISSUER, "aud": audience, "sub": subject, "iat": now, "nbf": now, "exp": now + ttl,
         "jti": secrets.token_hex(8), "scope": scope, "client_id": client_id,
     }  # fmt: skip
     token = jwt.encode(claims, secret.key(), algorithm=ALGORITHM)
@@ -157,22 +165,27 @@ def mint(secret: Secret, *, subject: str, scope: str, ttl: int, client_id: str =
     return Minted(token, claims)
 
 
-def verify(secret: Secret, token: str) -> dict[str, Any]:
+def verify(secret: Secret, token: str, *, audience: str = AUDIENCE, late: bool = False) -> dict[str, Any]:
     """Check signature, algorithm, times, issuer, audience and that every claim is there.
 
+    Args:
+        audience: what the token must be for.
+        late: do not look at `exp`; the caller has another end for it.
     Returns: the claims.
     Raises:
-        TokenRefused: with the real reason.
+        TokenRefused: with the real reason; TokenExpired if that is only its age.
     """
     if len(token) > MAX_TOKEN_BYTES:
         raise TokenRefused(f"larger than {MAX_TOKEN_BYTES} bytes")
     try:
         claims: dict[str, Any] = jwt.decode(
-            token, secret.key(), algorithms=[ALGORITHM], issuer=ISSUER, audience=AUDIENCE,
-            options={"require": REQUIRED_CLAIMS, "strict_aud": True},
+            token, secret.key(), algorithms=[ALGORITHM], issuer=ISSUER, audience=audience,
+            options={"require": REQUIRED_CLAIMS, "strict_aud": True, "verify_exp": not late},
         )  # fmt: skip
+    except jwt.ExpiredSignatureError as error:
+        raise TokenExpired(_reason(error, token, audience)) from None
     except (jwt.InvalidTokenError, ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise TokenRefused(_reason(error, token)) from None
+        raise TokenRefused(_reason(error, token, audience)) from None
     for name in ("sub", "jti", "scope", "client_id"):
         if not isinstance(claims[name], str) or (name != "scope" and not claims[name]):
             raise TokenRefused(f"claim {name} is no text")
@@ -185,7 +198,7 @@ def _unverified(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return whole["header"], whole["payload"]
 
 
-def _reason(error: Exception, token: str) -> str:
+def _reason(error: Exception, token: str, audience: str) -> str:
     text = str(error)
     match error:
         case jwt.ExpiredSignatureError():
@@ -200,7 +213,7 @@ def _reason(error: Exception, token: str) -> str:
         case jwt.InvalidIssuerError():
             return f"wrong issuer: it must be {ISSUER!r}"
         case jwt.InvalidAudienceError():
-            return f"wrong audience: it must be {AUDIENCE!r}"
+            return f"wrong audience: it must be {audience!r}"
         case jwt.InvalidAlgorithmError():
             return f"wrong algorithm: only {ALGORITHM} is accepted"
         case jwt.InvalidSignatureError():

@@ -22,8 +22,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "knocks": set(),
     "sessions": set(),
     "guards": {"knocks"},
-    "identity": {"knocks", "tokens"},
-    "app": {"guards", "identity", "knocks", "sessions", "settings", "tokens"},
+    "store": set(),
+    "ledger": {"tokens"},
+    "invites": {"tokens"},
+    "admin": {"errors", "guards", "invites", "knocks", "ledger", "tokens"},
+    "operator": {"errors", "settings", "tokens"},
+    "identity": {"knocks", "ledger", "tokens"},
+    "app": {
+        "admin",
+        "guards",
+        "identity",
+        "invites",
+        "knocks",
+        "ledger",
+        "sessions",
+        "settings",
+        "store",
+        "tokens",
+    },
     "targets": {"errors"},
     "packages": {"errors", "targets"},
     "relay": {"knocks"},
@@ -41,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mint": {"errors", "settings", "tokens"},
 }
 SERVER_SIDE = {"app", "children", "identity", "loading", "relay", "serving", "upstreams"}
-READS_THE_ENVIRONMENT = {"compose", "mint", "opening", "serving", "stack", "tunnels"}
+READS_THE_ENVIRONMENT = {"compose", "mint", "opening", "operator", "serving", "stack", "tunnels"}
 
 
 def imported(path: Path) -> set[str]:

@@ -1,0 +1,166 @@
+"""Invite codes: typed by people, good for so many uses and so long, hopeless to guess. Only digests are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from key_value.aio.protocols.key_value import AsyncKeyValue
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+
+from slipway import tokens
+
+# no 0 O, 1 I L, 5 S, 2 Z, 8 B, U V: nothing that looks like another on a projector or over a bad line
+ALPHABET = "ACDEFGHJKMNPQRTWXY34679"
+LENGTH = 8  # 23^8 = 7.8e10; at 60 guesses a minute over all, an hour finds one of 30 codes once in 700,000 labs
+COLLECTION, INDEX = "invites", "index"
+PER_ADDRESS = RateLimitItemPerMinute(10)
+OVERALL = RateLimitItemPerMinute(60)
+KEPT = 86400  # seconds that a dead invite stays in the list
+
+
+class InviteRefused(Exception):
+    """The code is wrong, used up, expired or revoked: callers get the one sentence for all of them."""
+
+    SENTENCE = "This code is not good, or no longer. Check it, or ask for another."
+
+
+class TooManyTries(InviteRefused):
+    """Somebody guesses; the code was not looked at.
+
+    Attributes:
+        seconds: until another try is heard.
+    """
+
+    SENTENCE = "Too many tries. Wait a minute, then try again."
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(self.SENTENCE)
+        self.seconds = seconds
+
+
+@dataclass
+class Invite:
+    """What a code is good for. Times are seconds since the epoch, lives are seconds."""
+
+    id: str  # the code's digest
+    created_at: float
+    expires_at: float
+    uses: int
+    used: int
+    scope: str
+    token_ttl: int
+    name: str = ""
+    revoked: bool = False
+
+    def good(self) -> bool:
+        """Tell whether it can be used once more."""
+        return not self.revoked and self.used < self.uses and time.time() < self.expires_at
+
+    def told(self) -> dict[str, Any]:
+        """Return it for the operator."""
+        state = (
+            "good"
+            if self.good()
+            else "revoked"
+            if self.revoked
+            else "used up"
+            if self.used >= self.uses
+            else "expired"
+        )
+        return {**asdict(self), "id": self.id[:12], "state": state}
+
+
+class Invites:
+    """The invites of this server."""
+
+    def __init__(self, store: AsyncKeyValue, secret: tokens.Secret, redis_url: str = "") -> None:
+        self._store = store
+        self._secret = secret
+        self._lock = asyncio.Lock()
+        self._limiter = MovingWindowRateLimiter(RedisStorage(f"async+{redis_url}") if redis_url else MemoryStorage())
+
+    def _digest(self, code: str) -> str:
+        """Return what is kept of a code: without the secret nobody can search for it, and no comparison leaks it."""
+        plain = "".join(char for char in code.upper()[:64] if char.isalnum())
+        return hmac.new(self._secret.key(), b"invite:" + plain.encode(), hashlib.sha256).hexdigest()
+
+    async def new(self, *, uses: int, ttl: int, scope: str, token_ttl: int, name: str = "") -> tuple[str, Invite]:
+        """Make an invite. Returns: the code, as in "ACDE-3479", which is told once, and the invite."""
+        code = "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))
+        now = time.time()
+        invite = Invite(self._digest(code), now, now + ttl, uses, 0, scope, token_ttl, name[:100])
+        async with self._lock:
+            await self._write(invite)
+            known = [one for one in await self.all() if one.expires_at > now - KEPT]
+            await self._store.put(INDEX, {"ids": [invite.id, *(one.id for one in known)]}, collection=COLLECTION)
+        return f"{code[:4]}-{code[4:]}", invite
+
+    async def redeem(self, code: str, address: str) -> Invite:
+        """Use a code once.
+
+        Args:
+            address: whose try it is, for the limit.
+        Raises:
+            InviteRefused: it is not good; TooManyTries: whether it is, is not told.
+        """
+        limits = ((PER_ADDRESS, _network(address)), (OVERALL, "all"))
+        # one at a time: many guesses at once must not all be heard before the first is counted
+        async with self._lock:
+            for item, key in limits:
+                if not await self._limiter.test(item, "invite", key):
+                    window = await self._limiter.get_window_stats(item, "invite", key)
+                    raise TooManyTries(max(1, int(window.reset_time - time.time())))
+            invite = await self._read(self._digest(code))
+            if invite is None or not invite.good():
+                # failures alone count: a whole class comes from one address, and types good codes
+                for item, key in limits:
+                    await self._limiter.hit(item, "invite", key)
+                raise InviteRefused(InviteRefused.SENTENCE)
+            invite.used += 1
+            await self._write(invite)
+        return invite
+
+    async def all(self) -> list[Invite]:
+        """Return the invites, the newest first."""
+        index = await self._store.get(INDEX, collection=COLLECTION) or {}
+        found = [await self._read(one) for one in index.get("ids", [])]
+        return [invite for invite in found if invite]
+
+    async def revoke(self, beginning: str) -> bool:
+        """Stop the invite whose id begins so, or whose code it is. Returns: whether there was one."""
+        digest = self._digest(beginning)
+        async with self._lock:
+            chosen = [
+                one
+                for one in await self.all()
+                if one.id == digest or (len(beginning) >= 8 and one.id.startswith(beginning))
+            ]
+            for invite in chosen:
+                invite.revoked = True
+                await self._write(invite)
+        return bool(chosen)
+
+    async def _read(self, digest: str) -> Invite | None:
+        found = await self._store.get(digest, collection=COLLECTION)
+        return Invite(**found) if found else None
+
+    async def _write(self, invite: Invite) -> None:
+        await self._store.put(invite.id, asdict(invite), collection=COLLECTION)
+
+
+def _network(address: str) -> str:
+    """Return whose an address is: one line of IPv6 is a /64, and its holder has all of it."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return "unknown"
+    return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else str(found)

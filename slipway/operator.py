@@ -1,0 +1,226 @@
+"""The operator's commands on the running server: scripts/tokens and scripts/invite, through /admin on loopback."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from slipway import settings, tokens
+from slipway.errors import Problem
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKENS = """examples:
+  scripts/tokens list                         every token that was given out or used, and its state
+  scripts/tokens mint --subject ana --tools add --ttl 2h
+  scripts/tokens revoke 3f2a9c…               by id, or by the token itself; the next request is refused
+  scripts/tokens revoke --subject ana         all of one person, or --all of everybody
+  scripts/tokens extend 3f2a9c… --ttl 1h      the token that is out there goes on, nothing is pasted again
+"""
+INVITES = """examples:
+  scripts/invite new --uses 30 --ttl 3h       a code for a class
+  scripts/invite new --tools add,countdown    and what its holders may call
+  scripts/invite list                         the codes themselves are not kept: write them down
+  scripts/invite revoke ACDE-3479             by the code, or the beginning of its id
+"""
+
+
+class Server:
+    """The running server's /admin."""
+
+    def __init__(self, config: settings.Settings, secret: tokens.Secret) -> None:
+        self._url = f"http://127.0.0.1:{config.server_port}/admin"
+        self._secret = secret
+
+    def ask(self, method: str, path: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Send one request with a token that lives a minute. Returns: the answer.
+
+        Raises:
+            Problem: no server answers, or it refuses.
+        """
+        token = tokens.mint(
+            self._secret, subject="operator", scope="admin", ttl=60, audience=tokens.ADMIN_AUDIENCE
+        ).token
+        request = urllib.request.Request(  # noqa: S310 our own loopback address
+            self._url + path, method=method, data=json.dumps(content).encode() if content is not None else None,
+            headers={"authorization": f"Bearer {token}", "content-type": "application/json"},
+        )  # fmt: skip
+        # a proxy from the environment has no business on loopback
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=20) as answer:
+                found: dict[str, Any] = json.load(answer)
+                return found
+        except urllib.error.HTTPError as error:
+            try:
+                told = json.load(error)
+            except ValueError:
+                told = {}
+            if error.code == 401:
+                raise Problem(
+                    "The running server does not know this secret.", "Restart it: ./scripts/down, then ./scripts/up"
+                ) from None
+            raise Problem(
+                str(told.get("error", f"The server answers {error.code}.")),
+                str(told.get("cure", "Restart it: ./scripts/down, then ./scripts/up")),
+            ) from None
+        except (OSError, ValueError):
+            raise Problem(f"No server answers at {self._url}.", "./scripts/up starts it", 3) from None
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    is_tokens = name == "tokens"
+    parser = argparse.ArgumentParser(
+        f"scripts/{name}", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Tokens of the running server." if is_tokens else "Invite codes of the running server.",
+        epilog=TOKENS if is_tokens else INVITES,
+    )  # fmt: skip
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, help: str) -> argparse.ArgumentParser:
+        found = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
+        found.add_argument("--json", action="store_true", help="print what the server says, as JSON")
+        return found
+
+    verb("list", "list them")
+    if is_tokens:
+        mint = verb("mint", "make a token and print it alone")
+        mint.add_argument("--subject", default="demo", help="whom it is for (demo)")
+        mint.add_argument("--purpose", default="", help="what for; the list shows it")
+        show = verb("show", "say all about one")
+        show.add_argument("id")
+        extend = verb("extend", "let one live longer, from now on")
+        extend.add_argument("id")
+        revoke = verb("revoke", "refuse one, all of a subject, or all, from the next request on")
+        revoke.add_argument("id", nargs="?", default="")
+        revoke.add_argument("--subject", default="")
+        revoke.add_argument("--all", action="store_true")
+        lives = [(mint, "1h"), (extend, "1h")]
+        mint.add_argument("--tools", default="*", metavar="a,b", help="tools that it may call (*)")
+    else:
+        new = verb("new", "make a code and print it alone")
+        new.add_argument("--uses", type=int, default=1, help="how many people may use it (1)")
+        new.add_argument("--tools", default="*", metavar="a,b", help="tools that they may call (*)")
+        new.add_argument("--token-ttl", default="8h", help="how long their tokens live (8h)")
+        new.add_argument("--name", default="", help="what for; the list shows it")
+        revoke = verb("revoke", "stop a code; tokens that it brought stay")
+        revoke.add_argument("id")
+        lives = [(new, "2h")]
+    for each, default in lives:
+        each.add_argument("--ttl", default=default, help=f"how long it lives: 30m, 1h30m, 2d ({default})")
+    return parser
+
+
+def _tokens(server: Server, chosen: argparse.Namespace, secret: tokens.Secret) -> tuple[dict[str, Any], str]:
+    """Do what was asked about tokens. Returns: (the server's words, ours)."""
+    match chosen.verb:
+        case "list":
+            answer = server.ask("GET", "/tokens")
+            return answer, _table(["id", "subject", "scope", "ends", "via", "state"], map(_row, answer["tokens"]))
+        case "mint":
+            asked = {"subject": chosen.subject, "tools": chosen.tools, "ttl": chosen.ttl, "purpose": chosen.purpose}
+            answer = server.ask("POST", "/tokens", asked)
+            return answer, answer["token"]
+        case "show":
+            answer = server.ask("GET", f"/tokens/{_id(chosen.id, secret)}")
+            return answer, "\n".join(f"{name + ':':<13}{_moment(name, value)}" for name, value in answer.items())
+        case "extend":
+            answer = server.ask("POST", f"/tokens/{_id(chosen.id, secret)}/extend", {"ttl": chosen.ttl})
+            return answer, f"{answer['jti']} of {answer['subject']} ends {_end(answer['ends_at'])}"
+    given = [bool(chosen.id), bool(chosen.subject), chosen.all]
+    if sum(given) != 1:
+        raise Problem("Revoke what?", "Name a token's id, or --subject NAME, or --all", 2)
+    if chosen.id:
+        answer = server.ask("DELETE", f"/tokens/{_id(chosen.id, secret)}")
+        whose = f" of {answer['subject']}" if answer["known"] else ", which was never used here,"
+        return answer, f"{answer['jti']}{whose} is refused from now on"
+    answer = server.ask("POST", "/tokens/revoke", {"subject": chosen.subject} if chosen.subject else {"all": True})
+    what = f"of {chosen.subject}" if chosen.subject else "of everybody"
+    return answer, f"every token {what} is refused from now on ({answer['revoked']} known ones were good)"
+
+
+def _invites(server: Server, chosen: argparse.Namespace, _: tokens.Secret) -> tuple[dict[str, Any], str]:
+    """Do what was asked about invites. Returns: (the server's words, ours)."""
+    match chosen.verb:
+        case "new":
+            asked = {name: getattr(chosen, name) for name in ("uses", "tools", "ttl", "token_ttl", "name")}
+            answer = server.ask("POST", "/invites", asked)
+            return answer, answer["code"]
+        case "revoke":
+            answer = server.ask("DELETE", f"/invites/{chosen.id.replace('/', '')}")
+            return answer, "the code is refused from now on"
+    answer = server.ask("GET", "/invites")
+    rows = (
+        [
+            one["id"],
+            f"{one['used']} of {one['uses']}",
+            one["scope"],
+            _end(one["expires_at"]),
+            one["name"],
+            one["state"],
+        ]
+        for one in answer["invites"]
+    )
+    return answer, _table(["id", "used", "scope", "ends", "name", "state"], rows)
+
+
+def _id(given: str, secret: tokens.Secret) -> str:
+    """Return a token's id; of the token itself, where that was given: it may be all that one has of a leak."""
+    if given.count(".") != 2:
+        return given.replace("/", "")
+    try:
+        return str(tokens.verify(secret, given.removeprefix("Bearer ").strip(), late=True)["jti"])
+    except tokens.TokenRefused as refused:
+        raise Problem(f"This is no token of ours: {refused}.", "scripts/mint --explain TOKEN says more", 2) from None
+
+
+def _row(record: dict[str, Any]) -> list[str]:
+    whose = record["subject"] + (f" ({record['purpose']})" if record["purpose"] else "")
+    return [record["jti"], whose, record["scope"], _end(record["ends_at"]), record["via"], record["state"]]
+
+
+def _end(when: float) -> str:
+    left = int(when - time.time())
+    return f"in {tokens.duration(left)}" if left > 0 else f"{tokens.duration(-left)} ago"
+
+
+def _moment(name: str, value: object) -> str:
+    if name.endswith(("_at", "_to")) and isinstance(value, int | float):
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value)) if value else "never"
+    return str(value)
+
+
+def _table(heads: list[str], rows: Any) -> str:
+    lines = [heads, *([str(cell)[:60] or "-" for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Run one command: `tokens …` or `invite …`. Returns: the exit code."""
+    name, *rest = argv
+    chosen = _parser(name).parse_args(rest)
+    config = settings.load(os.environ, ROOT / ".env")
+    secret = tokens.read_secret(ROOT / config.secret_file)
+    answer, text = (_tokens if name == "tokens" else _invites)(Server(config, secret), chosen, secret)
+    sys.stdout.write((json.dumps(answer) if chosen.json else text) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Problem as problem:
+        sys.stderr.write(f"{problem}\n")
+        sys.exit(problem.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
