@@ -22,10 +22,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slipway import knocks, settings, store, tokens
 from slipway.admin import Admin
+from slipway.consent import Consent
+from slipway.grants import Grants
 from slipway.guards import HostGuard, public_host
 from slipway.identity import Challenge, SlipwayTokens, ToolScopes
 from slipway.invites import Invites
 from slipway.ledger import Ledger
+from slipway.oauth import SlipwayOAuth
 from slipway.sessions import AutoSessions, Body
 
 MCP_PATH = "/mcp"
@@ -46,7 +49,10 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     ledger = Ledger(state, shared=bool(redis_url))
     invites = Invites(state, secret, redis_url)
     admin = Admin(secret, ledger, invites, max_ttl=tokens.parse_ttl(config.max_ttl))
-    mcp.auth = None if config.anonymous else SlipwayTokens(secret, ledger)
+    grants = Grants(state, ledger)
+    oauth = SlipwayOAuth(SlipwayTokens(secret, ledger), secret, grants)
+    consent = Consent(oauth, grants, invites, ledger, secret)
+    mcp.auth = None if config.anonymous else oauth
     mcp.add_middleware(ToolScopes(anonymous=config.anonymous))
 
     def make(*, stateless: bool) -> Any:
@@ -83,7 +89,8 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         )
         return JSONResponse({"ready": status == 200, "answer": status}, 200 if status == 200 else 503)
 
-    routes = [Route("/healthz", healthz), Route("/readyz", readyz), *admin.routes(), Mount("/", endpoint)]
+    doors = [] if config.anonymous else consent.routes()
+    routes = [Route("/healthz", healthz), Route("/readyz", readyz), *admin.routes(), *doors, Mount("/", endpoint)]
     hosts = _Hosts(config)
     whole: ASGIApp = KnockLog(
         HostGuard(OneSpelling(Starlette(routes=routes, lifespan=lifespan)), hosts),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from slipway import knocks
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _LOOPBACK_ORIGINS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -45,7 +47,9 @@ class HostGuard:
         headers = Headers(scope=scope)
         host = host_name(headers.get("host", ""))
         allowed = [*LOOPBACK, *self._hosts()]
-        if not any(fnmatchcase(host, pattern) for pattern in allowed):
+        # a pattern's * must not let through what would break out of a URL or a header
+        whole = _HOST.fullmatch(headers.get("host", "").lower())
+        if not whole or not any(fnmatchcase(host, pattern) for pattern in allowed):
             seen = knocks.printable(host, 253) or "(none)"
             return await refuse(
                 scope,

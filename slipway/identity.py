@@ -30,7 +30,7 @@ class SlipwayTokens(TokenVerifier):
     def __init__(self, secret: tokens.Secret, ledger: Ledger) -> None:
         super().__init__()
         self._secret = secret
-        self._ledger = ledger
+        self.ledger = ledger
 
     async def verify_token(self, token: str) -> AccessToken | None:
         """Return the caller's access token, or None after noting why it is refused."""
@@ -58,13 +58,13 @@ class SlipwayTokens(TokenVerifier):
             claims = tokens.verify(self._secret, token)
         except tokens.TokenExpired:
             claims = tokens.verify(self._secret, token, late=True)
-            until = await self._ledger.extended_to(claims["jti"])
+            until = await self.ledger.extended_to(claims["jti"])
             if until <= time.time():
                 raise
             claims["exp"] = until
-        if reason := await self._ledger.refusal(claims):
+        if reason := await self.ledger.refusal(claims):
             raise tokens.TokenRefused(reason)
-        await self._ledger.seen(claims)
+        await self.ledger.seen(claims)
         return claims
 
 
@@ -82,19 +82,22 @@ class Challenge:
         """Answer 401 without a token or with a refused one, 403 with one that has no tool scope, or hand on."""
         if scope["type"] != "http" or scope["path"] != "/mcp":
             return await self._app(scope, receive, send)
+        # where a host that takes no bearer finds the way to sign in (RFC 9728 §5.1); HostGuard checked the Host
+        origin = f"{scope['scheme']}://{Headers(scope=scope).get('host', '').lower()}"
+        where = f', resource_metadata="{origin}/.well-known/oauth-protected-resource/mcp"'
         user = scope.get("user")
         knock: knocks.Knock | None = scope.get("slipway.knock")
         if isinstance(user, AuthenticatedUser):
             if any(name.startswith(TOOL_PREFIX) for name in user.scopes):
                 return await self._app(scope, receive, send)
             text = "This token opens no tool: it has no scope of the form tool:NAME."
-            return await self._refuse(send, knock, 403, "insufficient_scope", text, ', scope="tool:*"')
+            return await self._refuse(send, knock, 403, "insufficient_scope", text, ', scope="tool:*"' + where)
         given = Headers(scope=scope).get("authorization", "")
         if given.lower().startswith("bearer "):
             text = "The bearer token is expired, not for this server, or not valid. Ask the operator for a new one."
-            return await self._refuse(send, knock, 401, "invalid_token", text)
+            return await self._refuse(send, knock, 401, "invalid_token", text, where)
         text = "Send a token: `Authorization: Bearer TOKEN`. The operator makes one with scripts/mint."
-        return await self._refuse(send, knock, 401, "", text)
+        return await self._refuse(send, knock, 401, "", text, where)
 
     async def _refuse(
         self, send: Send, knock: knocks.Knock | None, status: int, error: str, text: str, more: str = ""
@@ -102,7 +105,7 @@ class Challenge:
         # RFC 6750 §3.1: no error code when the request lacks any authentication information
         challenge = f'Bearer realm="slipway", error="{error}", error_description="{text}"{more}'
         if not error:
-            challenge = 'Bearer realm="slipway"'
+            challenge = f'Bearer realm="slipway"{more}'
         if knock and not knock.reason:
             knock.reason = "no token" if not error else f"{error}: {text}"
         body = json.dumps({"error": error or "unauthorized", "error_description": text}).encode()

@@ -129,6 +129,14 @@ class Invites:
             await self._write(invite)
         return invite
 
+    async def give_back(self, invite: Invite) -> None:
+        """Take back one use, of somebody who could not be let in after all."""
+        async with self._lock:
+            kept = await self._read(invite.id)
+            if kept:
+                kept.used = max(0, kept.used - 1)
+                await self._write(kept)
+
     async def all(self) -> list[Invite]:
         """Return the invites, the newest first."""
         index = await self._store.get(INDEX, collection=COLLECTION) or {}

@@ -26,15 +26,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ledger": {"tokens"},
     "invites": {"tokens"},
     "admin": {"errors", "guards", "invites", "knocks", "ledger", "tokens"},
+    "redirects": set(),
+    "grants": {"ledger"},
+    "oauth": {"grants", "identity", "redirects", "tokens"},
+    "consent": {"grants", "invites", "knocks", "ledger", "oauth", "tokens"},
     "operator": {"errors", "settings", "tokens"},
     "identity": {"knocks", "ledger", "tokens"},
     "app": {
         "admin",
+        "consent",
+        "grants",
         "guards",
         "identity",
         "invites",
         "knocks",
         "ledger",
+        "oauth",
         "sessions",
         "settings",
         "store",
@@ -56,7 +63,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stack": {"compose", "errors", "packages", "processes", "settings", "targets", "tokens", "tunnels"},
     "mint": {"errors", "settings", "tokens"},
 }
-SERVER_SIDE = {"app", "children", "identity", "loading", "relay", "serving", "upstreams"}
+SERVER_SIDE = {
+    "app",
+    "children",
+    "consent",
+    "identity",
+    "oauth",
+    "redirects",
+    "loading",
+    "relay",
+    "serving",
+    "upstreams",
+}
 READS_THE_ENVIRONMENT = {"compose", "mint", "opening", "operator", "serving", "stack", "tunnels"}
 
 

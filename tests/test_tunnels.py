@@ -51,7 +51,7 @@ def make(account: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     def options(upstream: str = "http://127.0.0.1:9", fault: str = "", **more: object) -> TunnelOptions:
         monkeypatch.setenv("STANDIN_FAULT", fault)
-        given = {"authtoken": TOKEN, "ngrok_path": account["PYNGROK_NGROK_PATH"], "startup_timeout": 5} | more
+        given = {"authtoken": TOKEN, "ngrok_path": account["PYNGROK_NGROK_PATH"], "startup_timeout": 20} | more
         return TunnelOptions(upstream=upstream, config_dir=tmp_path / "conf", **given)
 
     yield options

@@ -1,0 +1,103 @@
+"""What OAuth leaves behind: clients, sign-ins under way, codes, grants and refresh tokens. Digests only."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from key_value.aio.protocols.key_value import AsyncKeyValue
+
+from slipway.ledger import Ledger
+
+CLIENT_LIFE = 90 * 86400  # seconds since it was last used
+TRANSACTION_LIFE = 600  # seconds that a person may take to sign in
+CODE_LIFE = 60  # seconds; RFC 6749 §4.1.2 asks for ten minutes at most
+
+
+def digest(secret: str) -> str:
+    """Return what is kept of a code or token."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def fresh() -> str:
+    """Return 256 random bits as text."""
+    return secrets.token_urlsafe(32)
+
+
+@dataclass
+class Grant:
+    """What one sign-in gave: a family of access and refresh tokens that ends as one.
+
+    Attributes:
+        id: of the family.
+        ends_at: seconds since the epoch; no refresh goes beyond.
+        refresh: digest of the one refresh token that is good.
+        jtis: of the access tokens so far.
+    """
+
+    id: str
+    client_id: str
+    subject: str
+    scope: str
+    started_at: float
+    ends_at: float
+    client_name: str = ""
+    refresh: str = ""
+    jtis: list[str] = field(default_factory=list)
+    ended: bool = False
+
+
+class Grants:
+    """The store of all of it."""
+
+    def __init__(self, store: AsyncKeyValue, ledger: Ledger) -> None:
+        self._store = store
+        self._ledger = ledger
+        self.lock = asyncio.Lock()
+
+    async def keep(self, kind: str, key: str, content: dict[str, Any], life: float) -> None:
+        """Keep something of a kind for so many seconds."""
+        await self._store.put(key, content, collection=f"oauth_{kind}", ttl=life)
+
+    async def find(self, kind: str, key: str) -> dict[str, Any] | None:
+        """Return it, or None."""
+        return await self._store.get(key, collection=f"oauth_{kind}")
+
+    async def take(self, kind: str, key: str) -> dict[str, Any] | None:
+        """Return it and delete it; of two takers one gets None."""
+        async with self.lock:
+            found = await self.find(kind, key)
+            if found is None or not await self._store.delete(key, collection=f"oauth_{kind}"):
+                return None
+            return found
+
+    async def save(self, grant: Grant) -> None:
+        """Write a grant."""
+        life = max(1.0, grant.ends_at - time.time() + 86400)
+        await self.keep("grants", grant.id, asdict(grant), life)
+
+    async def grant(self, id: str) -> Grant | None:
+        """Return a grant."""
+        found = await self.find("grants", id)
+        return Grant(**found) if found else None
+
+    async def good(self, grant: Grant) -> bool:
+        """Tell whether the grant may go on: not ended, not over, and none of its tokens nor its subject revoked."""
+        if grant.ended or time.time() > grant.ends_at - 1:  # tokens count whole seconds
+            return False
+        claims = {"jti": grant.id, "sub": grant.subject, "iat": grant.started_at}
+        if await self._ledger.refusal(claims):
+            return False
+        records = [await self._ledger.get(jti) for jti in grant.jtis]
+        return not any(record and record.revoked_at for record in records)
+
+    async def end(self, grant: Grant) -> None:
+        """End a grant with every token of it."""
+        grant.ended = True
+        await self.save(grant)
+        for jti in grant.jtis:
+            await self._ledger.revoke(jti)
