@@ -27,8 +27,11 @@ from slipway.grants import Grants
 from slipway.guards import HostGuard, public_host
 from slipway.identity import Challenge, SlipwayTokens, ToolScopes
 from slipway.invites import Invites
+from slipway.join import Join
 from slipway.ledger import Ledger
+from slipway.names import Names
 from slipway.oauth import SlipwayOAuth
+from slipway.pages import Pages
 from slipway.sessions import AutoSessions, Body
 
 MCP_PATH = "/mcp"
@@ -51,7 +54,9 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     admin = Admin(secret, ledger, invites, max_ttl=tokens.parse_ttl(config.max_ttl))
     grants = Grants(state, ledger)
     oauth = SlipwayOAuth(SlipwayTokens(secret, ledger), secret, grants)
-    consent = Consent(oauth, grants, invites, ledger, secret)
+    look, who = Pages(secret), Names(ledger, grants)
+    consent = Consent(look, oauth, grants, invites, who)
+    join = Join(look, grants, invites, ledger, who, secret)
     mcp.auth = None if config.anonymous else oauth
     mcp.add_middleware(ToolScopes(anonymous=config.anonymous))
 
@@ -89,7 +94,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         )
         return JSONResponse({"ready": status == 200, "answer": status}, 200 if status == 200 else 503)
 
-    doors = [] if config.anonymous else consent.routes()
+    doors = [] if config.anonymous else [*consent.routes(), *join.routes()]
     routes = [Route("/healthz", healthz), Route("/readyz", readyz), *admin.routes(), *doors, Mount("/", endpoint)]
     hosts = _Hosts(config)
     whole: ASGIApp = KnockLog(

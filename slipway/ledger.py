@@ -25,6 +25,7 @@ class Record:
     Attributes:
         via: the door through which it came: minted, oauth, join, or pasted (made without the server).
         issued_at, expires_at, revoked_at, extended_to: seconds since the epoch; 0 means never.
+        first_used_at: when its first call came, in seconds since the epoch; 0 means: not yet.
         added_at: when we gave it out, more exact than the whole seconds of `issued_at`; 0 for a pasted one.
     """
 
@@ -38,6 +39,7 @@ class Record:
     revoked_at: float = 0.0
     extended_to: int = 0
     added_at: float = 0.0
+    first_used_at: float = 0.0
 
     def ends_at(self) -> int:
         """Return when it stops to be accepted, in seconds since the epoch."""
@@ -79,12 +81,14 @@ class Ledger:
         return record
 
     async def seen(self, claims: dict[str, Any]) -> None:
-        """Note a token that was made without us, at its first use."""
-        if claims["jti"] not in self._records and claims.get("client_id") != "self":
-            if self._shared and (found := await self._store.get(claims["jti"], collection=TOKENS)):
-                self._records[claims["jti"]] = Record(**found)
-                return
-            await self.add(claims, via=PASTED)
+        """Note a token's first use; one that was made without us comes into the ledger by it."""
+        record = await self.get(claims["jti"])
+        if (record and record.first_used_at) or claims.get("client_id") == "self":
+            return
+        record = record or await self.add(claims, via=PASTED)
+        async with self._lock:
+            record.first_used_at = time.time()
+            await self._write(record)
 
     async def refusal(self, claims: dict[str, Any]) -> str:
         """Return why a token of good signature must not pass, or ""."""

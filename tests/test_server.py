@@ -111,7 +111,8 @@ def test_without_a_token_the_challenge_has_no_error_code(shared_stack: Stack) ->
     for header in ("", "Basic YTpi"):
         answer = post(shared_stack, "tools/list", {"authorization": header})
         assert answer.status_code == 401
-        assert answer.headers["www-authenticate"] == 'Bearer realm="slipway"'
+        where = shared_stack.server_url.replace("/mcp", "/.well-known/oauth-protected-resource/mcp")
+        assert answer.headers["www-authenticate"] == f'Bearer realm="slipway", resource_metadata="{where}"'
         assert "scripts/mint" in answer.text
 
 

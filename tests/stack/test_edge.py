@@ -84,7 +84,7 @@ def test_a_preflight_that_asks_for_no_header_gets_the_usual_ones(shared_stack: S
         (401, "POST", "/mcp", {"authorization": "Bearer nonsense"}),
         (403, "POST", "/mcp", {"authorization": "no tool scope"}),
         (404, "GET", "/nowhere", {}),
-        (404, "GET", "/.well-known/oauth-protected-resource", {}),
+        (404, "GET", "/.well-known/nothing", {}),
         (405, "PUT", "/mcp", {}),
         (413, "POST", "/mcp", {"content-length": "too much"}),
     ],

@@ -436,7 +436,7 @@ def test_a_form_from_elsewhere_gives_no_code(stack: Stack, attack: str) -> None:
         browser.http.cookies.clear()
     elif attack == "other cookie":
         browser.http.cookies.clear()
-        browser.http.cookies.set("slipway_signin", "x" * 32)
+        browser.http.cookies.set("slipway_browser", "x" * 32)
     elif attack in ("no csrf", "other csrf"):
         more["csrf"] = "" if attack == "no csrf" else "0" * 64
     elif attack == "cross-site":

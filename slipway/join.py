@@ -1,0 +1,153 @@
+"""/join: an attendee types the invite code and a name, and gets a token and the configuration for their client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import segno
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from slipway import clients, names, pages, tokens
+from slipway.grants import Grants, digest, fresh
+from slipway.invites import InviteRefused, Invites, TooManyTries
+from slipway.ledger import Ledger
+from slipway.names import Names
+from slipway.oauth import base_of
+from slipway.pages import Pages
+
+PURPOSE = "join"
+FIRST = "claude-code"  # the client whose configuration is open
+WATCH = 1800.0  # seconds that a page may wait for the first call
+BEAT = 15.0  # seconds between comments on a silent stream, against proxies that cut it
+LOOK = 0.3  # seconds
+
+
+class Join:
+    """The route /join."""
+
+    def __init__(
+        self, look: Pages, grants: Grants, invites: Invites, ledger: Ledger, who: Names, secret: tokens.Secret
+    ) -> None:
+        self._pages = look
+        self._grants = grants
+        self._invites = invites
+        self._ledger = ledger
+        self._names = who
+        self._secret = secret
+        self._form_page = pages.template("join.html")
+        self._done_page = pages.template("joined.html")
+        self._script = (pages.WEB / "joined.js").read_text(encoding="utf-8")
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [Route("/join", self._show, methods=["GET"]), Route("/join", self._take, methods=["POST"])]
+
+    async def _show(self, request: Request) -> Response:
+        if watched := request.query_params.get("watch", "")[:100]:
+            return await self._watch(watched)
+        browser = self._pages.browser(request)
+        answer = self._form(request, browser, code=request.query_params.get("code", ""))
+        return self._pages.remember(request, answer, browser, "/join")
+
+    def _form(
+        self, request: Request, browser: str, told: str = "", code: str = "", name: str = "", status: int = 400
+    ) -> Response:
+        address = f"{base_of(request)}/join"
+        page = self._form_page.substitute(
+            title=pages.TITLE, style=pages.STYLE, problem=pages.problem(told),
+            csrf=self._pages.csrf(browser, PURPOSE), code=pages.safe(code, 64), name=pages.safe(name, 64),
+            address=pages.safe(address), qr=segno.make(address, error="m").svg_data_uri(scale=4, border=2),
+        )  # fmt: skip
+        return self._pages.answer(page, status if told else 200)
+
+    async def _take(self, request: Request) -> Response:
+        form = await self._pages.form(request)
+        browser = self._pages.browser(request)
+        if not self._pages.ours(request, form, PURPOSE):
+            pages.note(request, "join refused: not from our own page in the same browser")
+            return self._pages.sorry("This form is not from our page in this browser. Open the page again.", 403)
+        code, typed = form.get("code", ""), form.get("name", "")
+        name = names.tidy(typed)
+        if not name:
+            return self._form(request, browser, names.HINT, code, typed)
+        try:
+            invite = await self._invites.redeem(code, request.client.host if request.client else "")
+        except TooManyTries as many:
+            pages.note(request, "invite code refused: too many tries")
+            answer = self._form(request, browser, str(many), code, name, 429)
+            answer.headers["retry-after"] = str(many.seconds)
+            return answer
+        except InviteRefused as refused:
+            pages.note(request, "invite code refused")
+            return self._form(request, browser, str(refused), code, name)
+        if not await self._names.take(name, invite.token_ttl):
+            await self._invites.give_back(invite)
+            return self._form(request, browser, names.TAKEN, code, name)
+        minted = tokens.mint(self._secret, subject=name, scope=invite.scope, ttl=invite.token_ttl, client_id="join")
+        await self._ledger.add(minted.claims, via="join", purpose=invite.name)
+        watch = fresh()
+        await self._grants.keep("watches", digest(watch), {"jti": minted.claims["jti"]}, WATCH)
+        return self._done(request, minted, watch)
+
+    def _done(self, request: Request, minted: tokens.Minted, watch: str) -> Response:
+        endpoint = clients.Endpoint("slipway", f"{base_of(request)}/mcp", minted.token)
+        rows = sorted(clients.CLIENTS, key=lambda row: not clients.CLIENTS[row].default)
+        page = self._done_page.substitute(
+            title=pages.TITLE, style=pages.STYLE, script=self._script, name=pages.safe(minted.claims["sub"]),
+            url=pages.safe(endpoint.url), token=pages.safe(minted.token, 10_000), watch=pages.safe(watch),
+            scope=pages.safe(minted.claims["scope"].replace("tool:", "").replace(" ", ", ")),
+            life=tokens.duration(minted.claims["exp"] - int(time.time())),
+            clients="\n".join(_client(row, endpoint) for row in rows),
+        )  # fmt: skip
+        return self._pages.answer(page, form_action="'none'", script=self._script)
+
+    async def _watch(self, watch: str) -> Response:
+        """Stream until the token's first call came."""
+        known = await self._grants.find("watches", digest(watch))
+        if not known:
+            return self._pages.sorry("Nothing is waited for here.", 404)
+        return StreamingResponse(
+            self._events(known["jti"]), media_type="text/event-stream",
+            headers={"cache-control": "no-store, no-transform", "x-accel-buffering": "no"},
+        )  # fmt: skip
+
+    async def _events(self, jti: str) -> AsyncIterator[str]:
+        yield ": waiting\n\n"
+        begun = beat = time.monotonic()
+        while time.monotonic() - begun < WATCH:
+            record = await self._ledger.get(jti)
+            if record is None or record.revoked_at or record.ends_at() < time.time():
+                yield _event("over", {})
+                return
+            if record.first_used_at:
+                yield _event("connected", {})
+                return
+            if time.monotonic() - beat > BEAT:
+                beat = time.monotonic()
+                yield ": still waiting\n\n"
+            await asyncio.sleep(LOOK)  # over replicas the ledger has no event to wait for
+        yield _event("over", {})
+
+
+def _event(name: str, content: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(content)}\n\n"
+
+
+def _client(name: str, endpoint: clients.Endpoint) -> str:
+    """Return one client's configuration as a part of the page."""
+    row, snippet, link = clients.CLIENTS[name], clients.render(name, endpoint), clients.deeplink(name, endpoint)
+    title = pages.safe(row.title)
+    install = f'<p><a class="install" href="{pages.safe(link, 20_000)}">Install in {title}</a></p>' if link else ""
+    hint = f'<p class="hint">{pages.safe(snippet.note, 600)}</p>' if snippet.note else ""
+    text = "\n".join(pages.safe(line, 20_000) for line in snippet.text.splitlines())
+    return (
+        f'<details name="client"{" open" if name == FIRST else ""}><summary>{title}</summary>'
+        f'<p class="hint">{pages.safe(snippet.path)}</p>{install}<pre tabindex="0">{text}</pre>'
+        f'<button type="button" class="copy quiet">Copy</button>{hint}</details>'
+    )
