@@ -22,7 +22,7 @@ venv.enter("pyngrok")
 import pyperclip
 import segno
 
-from slipway import edge, handout, knocks, opening, settings, stack, tokens
+from slipway import edge, handout, knocks, opening, operator, settings, stack, tokens
 from slipway.clients import CLIENTS, UnknownClient
 from slipway.errors import Problem
 
@@ -35,6 +35,8 @@ EXAMPLES = """examples:
   python tunnel.py --tools add --ttl 30m        a token for one tool, half an hour
   python tunnel.py --json | jq -r .url          for scripts
 """
+
+INVITED = 10  # people that one run's code lets in; scripts/invite makes others
 
 GO_PUBLIC = """
 To go public:
@@ -102,12 +104,28 @@ def main(argv: list[str]) -> None:
     with watching, opening.opened(config, ROOT, url=wanted, public=not chosen.no_public, say=say) as door:
         ca = edge.ca_file(config, ROOT)
         tools = edge.verify(door.url, minted.token, None if door.public else ca, patience=15 if door.public else 5)
-        sheet = handout.Handout(chosen.name, door.url, door.public, edge.local_url(config), str(ca), minted)
+        sheet = handout.Handout(
+            chosen.name,
+            door.url,
+            door.public,
+            edge.local_url(config),
+            str(ca),
+            minted,
+            invite(config, secret, chosen),
+        )
         logs = [knocks.Tail(ROOT / config.state / "log" / f"{name}.jsonl") for name in ("server", "edge")]
         hand_out(sheet, chosen, tools)
         if not door.public and not chosen.no_public:
             say(GO_PUBLIC)
         watch(logs, minted)
+
+
+def invite(config: settings.Settings, secret: tokens.Secret, chosen: argparse.Namespace) -> str:
+    """Make a code for hosts that take no bearer and for people who join; "" where nobody has to sign in."""
+    if config.anonymous:
+        return ""
+    asked = {"uses": INVITED, "ttl": chosen.ttl, "token_ttl": chosen.ttl, "tools": chosen.tools, "name": "tunnel.py"}
+    return str(operator.Server(config, secret).ask("POST", "/invites", asked)["code"])
 
 
 def hand_out(sheet: handout.Handout, chosen: argparse.Namespace, tools: list[str]) -> None:
@@ -119,6 +137,10 @@ def hand_out(sheet: handout.Handout, chosen: argparse.Namespace, tools: list[str
     say(f"\n{'public URL' if sheet.public else 'local URL':<11} {sheet.url}")
     left = tokens.duration(claims["exp"] - int(time.time()))
     say(f"token       {claims['sub']}, {claims['scope']}, expires in {left} (jti {claims['jti']})")
+    if sheet.invite:
+        if sheet.public:
+            say(f"web         ChatGPT, claude.ai: add the URL above as a connector, sign in with {sheet.invite}")
+        say(f"join        {sheet.join_url} with {sheet.invite}, for {INVITED} people")
     say(f"verified    a real call listed {len(tools)} tools: {', '.join(tools[:8])}")
     if not chosen.json:
         for note in sheet.notes(names):

@@ -20,6 +20,12 @@ class Handout:
     local_url: str
     ca_file: str
     minted: tokens.Minted
+    invite: str = ""
+
+    @property
+    def join_url(self) -> str:
+        """The page on which somebody gets a token of their own by the invite code; "" where there is no code."""
+        return self.url.removesuffix("/mcp") + "/join" if self.invite else ""
 
     def endpoint(self) -> clients.Endpoint:
         """Return it as clients.py takes it: the local CA only where the URL is local."""
@@ -37,7 +43,7 @@ class Handout:
         content: dict[str, Any] = {
             "url": self.url, "public": self.public, "local_url": self.local_url, "ca_file": self.ca_file,
             "token": self.minted.token, "subject": self.minted.claims["sub"], "scope": self.minted.claims["scope"],
-            "expires_at": self.expires_at(),
+            "expires_at": self.expires_at(), "invite": self.invite, "join_url": self.join_url,
             "clients": {name: {"kind": s.kind, "path": s.path, "text": s.text} for name, s in snippets.items()},
         }  # fmt: skip
         return json.dumps(content)

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from fastmcp import Client
 
-from slipway import ngrok_errors, tunnels
+from slipway import ngrok_errors, tokens, tunnels
 from slipway.ngrok_errors import ROWS, TunnelError
 from slipway.tunnels import TunnelOptions, open_tunnel
 from tests import ngrok_agent
@@ -305,6 +305,8 @@ async def test_up_ends_in_a_public_url_that_a_client_can_use(
             "subject",
             "scope",
             "expires_at",
+            "invite",
+            "join_url",
             "clients",
         }
         assert product["public"] is True
@@ -320,6 +322,16 @@ async def test_up_ends_in_a_public_url_that_a_client_can_use(
         wait_until(lambda: "tools/call add" in up.story, what="a line for the call")
         async with httpx2.AsyncClient(verify=ssl.create_default_context(cafile=account["SSL_CERT_FILE"])) as http:
             refused = await http.post(product["url"], headers={"authorization": "Bearer nonsense"}, json={})
+            origin = product["url"].removesuffix("/mcp")
+            secret = tokens.read_secret(checkout / ".slipway" / "secret")
+            admin = tokens.mint(secret, subject="x", scope="admin", ttl=60, audience=tokens.ADMIN_AUDIENCE).token
+            hidden = await http.get(f"{origin}/admin/tokens", headers={"authorization": f"Bearer {admin}"})
+            assert hidden.status_code == 404
+            assert product["join_url"] == f"{origin}/join"
+            assert "Invite code" in (await http.get(product["join_url"])).text
+            metadata = (await http.get(f"{origin}/.well-known/oauth-authorization-server")).json()
+            assert metadata["issuer"] == origin
+        assert f"sign in with {product['invite']}" in up.story
         assert refused.status_code == 401
         wait_until(lambda: "token refused: not a JWT" in up.story, what="a line for the refusal")
         assert TOKEN not in up.story
