@@ -86,7 +86,9 @@ class Invites:
         self._store = store
         self._secret = secret
         self._lock = asyncio.Lock()
-        self._limiter = MovingWindowRateLimiter(RedisStorage(f"async+{redis_url}") if redis_url else MemoryStorage())
+        self._limiter = MovingWindowRateLimiter(
+            RedisStorage(f"async+{redis_url}", implementation="redispy") if redis_url else MemoryStorage()
+        )
 
     def _digest(self, code: str) -> str:
         """Return what is kept of a code: without the secret nobody can search for it, and no comparison leaks it."""

@@ -19,7 +19,7 @@ from fastmcp import FastMCP
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from watchfiles import awatch
 
-from slipway import app, knocks, loading, settings, targets, tokens
+from slipway import app, knocks, loading, settings, store, targets, tokens
 from slipway.errors import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,6 +111,7 @@ class _Process:
     async def run(self) -> int | None:
         """Serve. Returns: the listening socket's descriptor when the target changed and we should start anew."""
         config, target, loaded = await self._load()
+        await store.check(config.redis_url.get_secret_value())
         secret, anew = tokens.ensure_secret(config.secret_file), LISTENING in os.environ
         listening = _listen(config.server_host, config.server_port)
         async with loaded.running():

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from key_value.aio.protocols.key_value import AsyncKeyValue
 from key_value.aio.stores.filetree import FileTreeStore
+
+from slipway.errors import Problem
+
+PATIENCE = 4.0  # seconds in which a shared store must answer at start
 
 
 def open_store(folder: Path, redis_url: str = "") -> AsyncKeyValue:
@@ -24,3 +30,22 @@ def open_store(folder: Path, redis_url: str = "") -> AsyncKeyValue:
     # the library notes absolute paths beside its data; a container sees the same files under another one
     where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
     return FileTreeStore(data_directory=folder / "values", metadata_directory=folder / f"places-{where}")
+
+
+async def check(redis_url: str) -> None:
+    """Find out at start whether a shared store answers.
+
+    Raises:
+        Problem: it does not; the URL's password is not repeated.
+    """
+    if not redis_url:
+        return
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await open_store(Path(), redis_url).get("nothing", collection="check")
+    except Exception as error:
+        where = urlsplit(redis_url)
+        raise Problem(
+            f"Redis at {where.hostname}:{where.port or 6379} does not answer: {type(error).__name__}.",
+            "Start it, or mend REDIS_URL in .env (empty means files, for one server)",
+        ) from None

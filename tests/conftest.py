@@ -72,7 +72,7 @@ class Stack:
     def start(self, *names: str) -> Stack:
         """Start the named processes, both by default, and wait until they answer."""
         for folder in ("log", "run"):
-            (self.config.state / folder).mkdir(exist_ok=True)
+            (self.config.state / folder).mkdir(parents=True, exist_ok=True)
         for name, (command, environment) in stack.children(self.config, ROOT).items():
             if names and name not in names:
                 continue

@@ -36,7 +36,8 @@ def install() -> Path:
             if done.returncode:
                 raise RuntimeError(f"npm ci failed: {done.stderr[-800:]}")
             (folder / "complete").touch()
-        shutil.copy2(HERE / "sdk.mjs", folder)
+        for script in HERE.glob("*.mjs"):
+            shutil.copy2(script, folder)
     return folder
 
 

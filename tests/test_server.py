@@ -75,6 +75,20 @@ def test_a_server_that_cannot_start_says_why_in_two_lines(
     assert "→" in done.stderr
 
 
+def test_a_redis_that_does_not_answer_is_said_without_its_password(tmp_path: Path) -> None:
+    environment = clean_environment(
+        tmp_path, SLIPWAY_STATE=str(tmp_path / "state"), SLIPWAY_SECRET_FILE=str(tmp_path / "secret"),
+        REDIS_URL="redis://:s3cret@127.0.0.1:9/0",
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, ROOT / "server.py", "http"], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert done.returncode == 1
+    assert "Redis at 127.0.0.1:9 does not answer" in done.stderr
+    assert "s3cret" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def operator_saw(stack: Stack, request_id: str, reason: str) -> bool:
     return any(line["request_id"] == request_id and reason in line["reason"] for line in stack.log("server"))
 

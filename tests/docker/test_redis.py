@@ -1,0 +1,92 @@
+"""Two replicas over a real Redis: what one revokes, lets in or begins, the other knows at the next request."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from slipway import compose, tokens
+from tests.conftest import Stack, free_ports, wait_until
+from tests.stack.test_oauth import Browser, _closed, invite, name, refresh, signed_in
+from tests.test_admin import ask, mint, status
+
+__all__ = ["_closed"]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.xdist_group("docker")]
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    """A Redis of its own, on loopback."""
+    if missing := compose.missing():
+        assert not os.environ.get("CI"), f"CI needs Docker: {missing}"
+        pytest.skip(missing)
+    (port,) = free_ports(1)
+    run = ["docker", "run", "--rm", "--detach", "--publish", f"127.0.0.1:{port}:6379", "redis:8-alpine"]
+    container = subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+
+    def ping() -> bool:
+        command = ["docker", "exec", container, "redis-cli", "ping"]
+        return "PONG" in subprocess.run(command, capture_output=True, text=True).stdout
+
+    try:
+        wait_until(ping, 20, "Redis")
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        subprocess.run(["docker", "rm", "--force", container], capture_output=True)
+
+
+@pytest.fixture
+def replicas(make_stack: Callable[..., Stack], redis_url: str, tmp_path: Path) -> tuple[Stack, Stack]:
+    """Two servers with one secret and one Redis."""
+    tokens.ensure_secret(tmp_path / "secret")
+    more = {"REDIS_URL": redis_url, "SLIPWAY_SECRET_FILE": str(tmp_path / "secret")}
+    return make_stack(**more), make_stack(**more)
+
+
+@pytest.mark.parametrize("how", ["id", "subject", "all"])
+def test_a_revocation_on_one_replica_holds_on_the_next_request_at_the_other(
+    replicas: tuple[Stack, Stack], how: str
+) -> None:
+    one, other = replicas
+    who = name()
+    given = mint(one, subject=who)
+    assert status(other, given["token"]) == 200
+    if how == "id":
+        ask(one, "DELETE", f"/tokens/{given['jti']}")
+    else:
+        ask(one, "POST", "/tokens/revoke", {"subject": who} if how == "subject" else {"all": True})
+    assert status(other, given["token"]) == 401
+    assert status(one, given["token"]) == 401
+    listed = {record["jti"]: record["state"] for record in ask(other, "GET", "/tokens").json()["tokens"]}
+    assert "revoked by the operator" in listed[given["jti"]]
+    assert status(other, mint(one, subject=name())["token"]) == 200
+
+
+def test_an_invite_of_one_replica_is_used_up_at_the_other(replicas: tuple[Stack, Stack]) -> None:
+    one, other = replicas
+    code = invite(one, uses=1)
+    browser, client_id, found = signed_in(other, code=code, name=name())
+    given = browser.token(**found["asked"])
+    assert given.status_code == 200
+    assert status(one, given.json()["access_token"]) == 200
+    begun, _ = Browser(one), client_id
+    page = begun.http.get(begun.authorize(client_id)[0].headers["location"])
+    assert "not good" in begun.send(page, code, name()).text
+    # the grant goes on at the replica that never saw it begin
+    assert refresh(Browser(one), client_id, given.json()["refresh_token"]).status_code == 200
+
+
+def test_no_redis_holds_a_token_or_a_code(replicas: tuple[Stack, Stack], redis_url: str) -> None:
+    import redis
+
+    code = invite(replicas[0])
+    token = mint(replicas[0], subject=name())["token"]
+    with redis.Redis.from_url(redis_url) as client:
+        kept = b"".join(client.get(key) or b"" for key in client.scan_iter("*") if client.type(key) == b"string")
+    assert kept
+    assert token.split(".")[2].encode() not in kept
+    assert code.replace("-", "").encode() not in kept
