@@ -78,6 +78,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
+            await store.tidy(state)
             await ledger.load()
             for app in apps:
                 await stack.enter_async_context(app.lifespan(app))

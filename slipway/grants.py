@@ -13,7 +13,8 @@ from key_value.aio.protocols.key_value import AsyncKeyValue
 
 from slipway.ledger import Ledger
 
-CLIENT_LIFE = 90 * 86400  # seconds since it was last used
+CLIENT_LIFE = 90 * 86400  # seconds since somebody last signed in with it
+UNUSED_CLIENT_LIFE = 86400  # seconds
 TRANSACTION_LIFE = 600  # seconds that a person may take to sign in
 CODE_LIFE = 60  # seconds; RFC 6749 §4.1.2 asks for ten minutes at most
 

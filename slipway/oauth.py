@@ -35,7 +35,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from slipway import redirects, tokens
-from slipway.grants import CLIENT_LIFE, CODE_LIFE, TRANSACTION_LIFE, Grant, Grants, digest, fresh
+from slipway.grants import CODE_LIFE, TRANSACTION_LIFE, UNUSED_CLIENT_LIFE, Grant, Grants, digest, fresh
 from slipway.identity import SlipwayTokens
 from slipway.redirects import RegisteredClient
 
@@ -82,8 +82,8 @@ class SlipwayOAuth(OAuthProvider):
             ("GET", resource, self._resource_metadata),
             ("GET", resource + RESOURCE, self._resource_metadata),
             ("GET", server, self._server_metadata),
-            ("GET", "/oauth/authorize", AuthorizationHandler(self).handle),
-            ("POST", "/oauth/authorize", AuthorizationHandler(self).handle),
+            ("GET", "/oauth/authorize", self._authorize),
+            ("POST", "/oauth/authorize", self._authorize),
             ("POST", "/oauth/token", TokenHandler(self, authenticator).handle),
             ("POST", "/oauth/register", RegistrationHandler(self, options).handle),
             ("POST", "/oauth/revoke", self._revocation(authenticator)),
@@ -145,6 +145,16 @@ class SlipwayOAuth(OAuthProvider):
 
         return revoke
 
+    async def _authorize(self, request: Request) -> Response:
+        """Refuse a redirect URI of a dangerous kind before all else: a client's own document may list one."""
+        given = request.query_params if request.method == "GET" else await request.form()
+        uri = str(given.get("redirect_uri") or "")
+        if uri and (why := redirects.why_not(uri)):
+            return JSONResponse(
+                {"error": "invalid_request", "error_description": f"redirect_uri is refused: {why}"}, 400
+            )
+        return await AuthorizationHandler(self).handle(request)
+
     # --- clients
 
     async def get_client(self, client_id: str) -> OAuthClientInformationFull | None:
@@ -169,13 +179,11 @@ class SlipwayOAuth(OAuthProvider):
                 raise RegistrationError("invalid_redirect_uri", f"A redirect URI is refused: {why}")
         if not await self._limiter.hit(REGISTRATIONS, "register"):
             raise RegistrationError("invalid_client_metadata", "Too many registrations. Wait a minute")
-        await self._keep_client(client_info)
-
-    async def _keep_client(self, client: OAuthClientInformationFull) -> None:
-        kept = client.model_dump(mode="json", exclude_none=True)
+        kept = client_info.model_dump(mode="json", exclude_none=True)
         if len(str(kept)) > 20_000:
             raise RegistrationError("invalid_client_metadata", "The metadata is too large")
-        await self._grants.keep("clients", digest(str(client.client_id)), kept, CLIENT_LIFE)
+        # anybody may register; only who signs in with it is worth remembering
+        await self._grants.keep("clients", digest(str(client_info.client_id)), kept, UNUSED_CLIENT_LIFE)
 
     # --- authorization
 

@@ -32,6 +32,12 @@ def open_store(folder: Path, redis_url: str = "") -> AsyncKeyValue:
     return FileTreeStore(data_directory=folder / "values", metadata_directory=folder / f"places-{where}")
 
 
+async def tidy(store: AsyncKeyValue) -> None:
+    """Delete what is over; files do not go by themselves."""
+    if isinstance(store, FileTreeStore):
+        await store.cull()
+
+
 async def check(redis_url: str) -> None:
     """Find out at start whether a shared store answers.
 

@@ -290,6 +290,15 @@ def test_only_the_registered_redirect_uri_is_used(stack: Stack, asked: str | Non
     assert "location" not in answer.headers
 
 
+@pytest.mark.parametrize(
+    "uri", ["javascript:alert(1)", "http://evil.example/", "https://x@evil.example/", "data:text/html,x"]
+)
+def test_a_dangerous_redirect_is_refused_whoever_the_client_is(stack: Stack, uri: str) -> None:
+    answer, _ = Browser(stack).authorize("https://client.example/document.json", redirect_uri=uri)
+    assert answer.status_code == 400
+    assert "redirect_uri is refused" in answer.text
+
+
 def test_a_loopback_redirect_may_use_any_port(stack: Stack) -> None:
     browser = Browser(stack)
     client_id = browser.register("http://localhost/callback").json()["client_id"]
