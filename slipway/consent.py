@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from slipway import names, pages
 from slipway.grants import Grants, digest
+from slipway.identity import TOOL_PREFIX, may_call
 from slipway.invites import InviteRefused, Invites, TooManyTries
 from slipway.names import Names
 from slipway.oauth import SlipwayOAuth, base_of
@@ -82,7 +83,11 @@ class Consent:
         if not await self._grants.take("transactions", digest(transaction)):
             await self._invites.give_back(invite)
             return self._pages.sorry(OVER)
-        code = await self._oauth.begin_grant(begun, subject=name, scope=invite.scope, life=invite.token_ttl)
+        scope = narrowed(invite.scope, begun["scopes"])
+        if not scope:
+            await self._invites.give_back(invite)
+            return self._back(begun, error="invalid_scope", error_description="The invite opens none of these tools")
+        code = await self._oauth.begin_grant(begun, subject=name, scope=scope, life=invite.token_ttl)
         return self._back(begun, code=code)
 
     def _back(self, begun: dict[str, Any], **told: str) -> Response:
@@ -97,11 +102,24 @@ class Consent:
         page = self._page.substitute(
             title=pages.TITLE, style=pages.STYLE, problem=pages.problem(told),
             client=pages.safe(begun["client_name"]), redirect=pages.safe(where), name=pages.safe(name, 64),
-            transaction=pages.safe(transaction),
+            transaction=pages.safe(transaction), tools=pages.safe(_tools(begun["scopes"])),
             csrf=self._pages.csrf(browser, transaction),
         )  # fmt: skip
         # the browser also checks form-action against the redirect that follows the form
         return self._pages.answer(page, status if told else 200, form_action=f"'self' {where}")
+
+
+def narrowed(invited: str, asked: list[str]) -> str:
+    """Return the scope to give: what the invite opens, of it only what the program asked for, if it named any."""
+    named = [scope for scope in asked if scope.startswith(TOOL_PREFIX)]
+    if not named or f"{TOOL_PREFIX}*" in named:
+        return invited
+    return " ".join(scope for scope in named if may_call(invited.split(), scope.removeprefix(TOOL_PREFIX)))
+
+
+def _tools(asked: list[str]) -> str:
+    named = [scope.removeprefix(TOOL_PREFIX) for scope in asked if scope.startswith(TOOL_PREFIX)]
+    return "every tool that your invite opens" if not named or "*" in named else ", ".join(named)
 
 
 def _origin(uri: str) -> str:

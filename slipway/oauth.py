@@ -5,6 +5,7 @@ Discovery, registration, authorization, tokens and revocation; the page on which
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -43,6 +44,11 @@ ACCESS_LIFE = 3600  # seconds
 SCOPES = ["tool:*"]
 REGISTRATIONS = RateLimitItemPerMinute(120)
 RESOURCE = "/mcp"
+DOCUMENTS_AT = (
+    "chatgpt.com",
+    443,
+)  # where the best-known client documents are; a connection is made, nothing is sent
+FETCH_MEMORY = 600.0  # seconds
 
 _base: ContextVar[str] = ContextVar("base")
 
@@ -70,6 +76,7 @@ class SlipwayOAuth(OAuthProvider):
         self._grants = grants
         self._cimd = CIMDClientManager(default_scope=" ".join(SCOPES))
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._asked, self._reaches = -FETCH_MEMORY, False
 
     # --- routes
 
@@ -120,10 +127,19 @@ class SlipwayOAuth(OAuthProvider):
                 "token_endpoint_auth_methods_supported": methods,
                 "revocation_endpoint_auth_methods_supported": methods,
                 "code_challenge_methods_supported": ["S256"],
-                "client_id_metadata_document_supported": True,
+                "client_id_metadata_document_supported": await self._fetches(),
                 "authorization_response_iss_parameter_supported": True,
             }
         )
+
+    async def _fetches(self) -> bool:
+        """Tell whether we could fetch a client's document. Codex and others use one wherever it is said to work, and
+        do not fall back to registration where it then does not: behind a firewall it must not be said.
+        """
+        if time.monotonic() > self._asked + FETCH_MEMORY:
+            self._asked = time.monotonic()
+            self._reaches = await reaches(*DOCUMENTS_AT)
+        return self._reaches
 
     def _revocation(self, authenticator: ClientAuthenticator) -> Handler:
         """Return the revocation endpoint (RFC 7009); the SDK's asks a public client for a secret."""
@@ -328,6 +344,17 @@ class SlipwayOAuth(OAuthProvider):
         """Stop one access token; who shows it may."""
         if token.claims:
             await self._ledger.revoke(str(token.claims["jti"]))
+
+
+async def reaches(host: str, port: int) -> bool:
+    """Tell whether a TCP connection to that place is possible within two seconds."""
+    try:
+        async with asyncio.timeout(2):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
 
 
 def _here(handler: Handler) -> Handler:

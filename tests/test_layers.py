@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "oauth": {"grants", "identity", "redirects", "tokens"},
     "pages": {"knocks", "tokens"},
     "names": {"grants", "ledger"},
-    "consent": {"grants", "invites", "names", "oauth", "pages"},
+    "consent": {"grants", "identity", "invites", "names", "oauth", "pages"},
     "join": {"clients", "grants", "invites", "ledger", "names", "oauth", "pages", "tokens"},
     "operator": {"errors", "settings", "tokens"},
     "identity": {"knocks", "ledger", "tokens"},

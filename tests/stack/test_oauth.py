@@ -19,6 +19,7 @@ import pytest
 from fastmcp import Client
 from fastmcp.client.auth import OAuth
 
+from slipway import oauth
 from tests.conftest import Stack, free_ports, wait_until
 from tests.test_admin import ask, status
 
@@ -148,8 +149,8 @@ async def test_a_fastmcp_client_signs_in_by_itself(
 
     people: list[threading.Thread] = []
     monkeypatch.setattr("fastmcp.client.auth.oauth.webbrowser.open", open_page)
-    oauth = OAuth(stack.tls_url, callback_port=port)
-    async with Client(stack.tls_url, auth=oauth, verify=stack.trust(), mode=mode) as client:
+    auth = OAuth(stack.tls_url, callback_port=port)
+    async with Client(stack.tls_url, auth=auth, verify=stack.trust(), mode=mode) as client:
         assert (await client.call_tool("whoami")).data["subject"] == "Zoe"
         assert {tool.name for tool in await client.list_tools()} == {"add", "whoami"}
     for one in people:
@@ -180,6 +181,36 @@ def test_the_way_by_hand_tells_state_issuer_scope_and_life(stack: Stack) -> None
     assert status(stack, given["access_token"], stack.tls_url) == 200
     rotated = refresh(browser, client_id, given["refresh_token"]).json()
     assert status(stack, rotated["access_token"], stack.tls_url) == 200
+
+
+@pytest.mark.parametrize(
+    ("invited", "asked", "given"),
+    [
+        ("*", "tool:add", "tool:add"), ("add,whoami", "tool:add tool:countdown", "tool:add"), ("add", "tool:*", "tool:add"),
+        ("add", None, "tool:add"), ("add", "tool:countdown", None),
+    ],
+)  # fmt: skip
+def test_a_program_gets_no_more_than_it_asked_for_and_the_invite_opens(
+    stack: Stack, invited: str, asked: str | None, given: str | None
+) -> None:
+    browser = Browser(stack)
+    client_id = browser.register(CALLBACK, scope="tool:* tool:add tool:countdown").json()["client_id"]
+    begun, verifier = browser.authorize(client_id, scope=asked)
+    page = browser.http.get(begun.headers["location"])
+    assert ("add" if asked == "tool:add" else "<dd>") in page.text
+    back = browser.send(page, invite(stack, tools=invited), name())
+    told = parse_qs(urlsplit(back.headers["location"]).query)
+    if given is None:
+        assert told["error"] == ["invalid_scope"]
+        return
+    answer = browser.token(
+        grant_type="authorization_code",
+        code=told["code"][0],
+        client_id=client_id,
+        redirect_uri=CALLBACK,
+        code_verifier=verifier,
+    )
+    assert answer.json()["scope"] == given
 
 
 def test_clients_codes_and_grants_survive_a_restart(make_stack: Callable[..., Stack]) -> None:
@@ -533,6 +564,14 @@ def test_a_client_document_on_an_inner_address_is_not_fetched(stack: Stack, url:
     answer, _ = Browser(stack).authorize(url)
     assert answer.status_code == 400
     assert "not found" in answer.text
+
+
+async def test_client_documents_are_offered_only_where_they_can_be_fetched() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert await oauth.reaches("127.0.0.1", port)
+    assert not await oauth.reaches("127.0.0.1", port)
+    assert not await oauth.reaches("no-such-host.invalid", 443)
 
 
 def test_too_many_registrations_are_cut_off(make_stack: Callable[..., Stack]) -> None:
