@@ -21,17 +21,17 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slipway import knocks, settings, store, tokens
-from slipway.admin import Admin
-from slipway.consent import Consent
-from slipway.grants import Grants
 from slipway.guards import HostGuard, public_host
-from slipway.identity import Challenge, SlipwayTokens, ToolScopes
-from slipway.invites import Invites
-from slipway.join import Join
-from slipway.ledger import Ledger
-from slipway.names import Names
-from slipway.oauth import SlipwayOAuth
-from slipway.pages import Pages
+from slipway.identity.admin import Admin
+from slipway.identity.consent import Consent
+from slipway.identity.grants import Grants
+from slipway.identity.invites import Invites
+from slipway.identity.join import Join
+from slipway.identity.ledger import Ledger
+from slipway.identity.names import Names
+from slipway.identity.oauth import SlipwayOAuth
+from slipway.identity.pages import Pages
+from slipway.identity.verifier import Challenge, SlipwayTokens, ToolScopes
 from slipway.sessions import AutoSessions, Body
 
 MCP_PATH = "/mcp"

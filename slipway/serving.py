@@ -19,8 +19,9 @@ from fastmcp import FastMCP
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from watchfiles import awatch
 
-from slipway import app, knocks, loading, settings, store, targets, tokens
+from slipway import app, knocks, settings, store, targets, tokens
 from slipway.errors import Problem
+from slipway.proxy import loading
 
 ROOT = Path(__file__).resolve().parent.parent
 SHUTDOWN_GRACE = 3  # seconds; Docker kills after 10

@@ -121,7 +121,7 @@ def target_of(config: settings.Settings, root: Path = ROOT) -> targets.Target | 
 
 def _fingerprint(config: settings.Settings) -> str:
     """Return what a running stack was started from: settings and code."""
-    code = [ROOT / "server.py", ROOT / "Caddyfile", *sorted((ROOT / "slipway").glob("*.py"))]
+    code = [ROOT / "server.py", ROOT / "Caddyfile", *sorted((ROOT / "slipway").rglob("*.py"))]
     parts = [f"{path}{path.stat().st_mtime_ns}" for path in code]
     _, environment = children(config)["server"]
     parts += [f"{name}={value}" for name, value in sorted(environment.items())]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from slipway import invites as room
 from slipway import store, tokens
-from slipway.invites import InviteRefused, Invites, TooManyTries
+from slipway.identity import invites as room
+from slipway.identity.invites import InviteRefused, Invites, TooManyTries
 
 SECRET = tokens.Secret("0123456789abcdef" * 4)
 

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = {path.stem: path for path in (ROOT / "slipway").glob("*.py") if path.stem != "__init__"}
+HOUSE = ROOT / "slipway"
+ROOMS = {
+    ".".join(path.relative_to(HOUSE).with_suffix("").parts): path
+    for path in HOUSE.rglob("*.py") if path.stem != "__init__"
+}  # fmt: skip
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -23,31 +27,47 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sessions": set(),
     "guards": {"knocks"},
     "store": {"errors"},
-    "ledger": {"tokens"},
-    "invites": {"tokens"},
-    "admin": {"errors", "guards", "invites", "knocks", "ledger", "tokens"},
-    "redirects": set(),
-    "grants": {"ledger"},
-    "oauth": {"grants", "identity", "redirects", "tokens"},
-    "pages": {"knocks", "tokens"},
-    "names": {"grants", "ledger"},
-    "consent": {"grants", "identity", "invites", "names", "oauth", "pages"},
-    "join": {"clients", "grants", "invites", "ledger", "names", "oauth", "pages", "tokens"},
+    "identity.ledger": {"tokens"},
+    "identity.invites": {"tokens"},
+    "identity.admin": {"errors", "guards", "identity.invites", "knocks", "identity.ledger", "tokens"},
+    "identity.redirects": set(),
+    "identity.grants": {"identity.ledger"},
+    "identity.oauth": {"identity.grants", "identity.verifier", "identity.redirects", "tokens"},
+    "identity.pages": {"knocks", "tokens"},
+    "identity.names": {"identity.grants", "identity.ledger"},
+    "identity.consent": {
+        "identity.grants",
+        "identity.verifier",
+        "identity.invites",
+        "identity.names",
+        "identity.oauth",
+        "identity.pages",
+    },
+    "identity.join": {
+        "clients",
+        "identity.grants",
+        "identity.invites",
+        "identity.ledger",
+        "identity.names",
+        "identity.oauth",
+        "identity.pages",
+        "tokens",
+    },
     "operator": {"errors", "settings", "tokens"},
-    "identity": {"knocks", "ledger", "tokens"},
+    "identity.verifier": {"knocks", "identity.ledger", "tokens"},
     "app": {
-        "admin",
-        "consent",
-        "grants",
+        "identity.admin",
+        "identity.consent",
+        "identity.grants",
         "guards",
-        "identity",
-        "invites",
-        "join",
+        "identity.verifier",
+        "identity.invites",
+        "identity.join",
         "knocks",
-        "ledger",
-        "names",
-        "oauth",
-        "pages",
+        "identity.ledger",
+        "identity.names",
+        "identity.oauth",
+        "identity.pages",
         "sessions",
         "settings",
         "store",
@@ -55,11 +75,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "targets": {"errors"},
     "packages": {"errors", "targets"},
-    "relay": {"knocks"},
-    "upstreams": {"errors", "knocks", "relay", "targets"},
-    "children": {"errors", "knocks", "relay", "targets", "upstreams"},
-    "loading": {"children", "errors", "targets", "upstreams"},
-    "serving": {"app", "errors", "knocks", "loading", "settings", "store", "targets", "tokens"},
+    "proxy.relay": {"knocks"},
+    "proxy.upstreams": {"errors", "knocks", "proxy.relay", "targets"},
+    "proxy.children": {"errors", "knocks", "proxy.relay", "targets", "proxy.upstreams"},
+    "proxy.loading": {"proxy.children", "errors", "targets", "proxy.upstreams"},
+    "serving": {"app", "errors", "knocks", "proxy.loading", "settings", "store", "targets", "tokens"},
     "compose": {"errors", "packages", "processes", "settings", "targets"},
     "edge": {"errors", "ngrok_errors", "settings"},
     "handout": {"clients", "tokens"},
@@ -71,15 +91,15 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 SERVER_SIDE = {
     "app",
-    "children",
-    "consent",
-    "identity",
-    "oauth",
-    "redirects",
-    "loading",
-    "relay",
+    "proxy.children",
+    "identity.consent",
+    "identity.verifier",
+    "identity.oauth",
+    "identity.redirects",
+    "proxy.loading",
+    "proxy.relay",
     "serving",
-    "upstreams",
+    "proxy.upstreams",
 }
 READS_THE_ENVIRONMENT = {"compose", "mint", "opening", "operator", "serving", "stack", "tunnels"}
 
@@ -97,7 +117,10 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_what_the_table_allows(room: str) -> None:
-    used = {name.split(".")[1] for name in imported(ROOMS[room]) if name.startswith("slipway.")} & set(ROOMS)
+    used = {
+        other for name in imported(ROOMS[room]) for other in ROOMS
+        if f"{name}.".startswith(f"slipway.{other}.")
+    }  # fmt: skip
     assert used <= MAY_IMPORT[room]
 
 

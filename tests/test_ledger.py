@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from key_value.aio.stores.memory import MemoryStore
 
-from slipway import ledger as room
 from slipway import store, tokens
-from slipway.ledger import Ledger
+from slipway.identity import ledger as room
+from slipway.identity.ledger import Ledger
 
 SECRET = tokens.Secret("0123456789abcdef" * 4)
 

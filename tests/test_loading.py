@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from slipway import loading, targets
+from slipway import targets
 from slipway.errors import Problem
+from slipway.proxy import loading
 from tests.conftest import ROOT, clean_environment
 
 MINE = "from fastmcp import FastMCP\n"
@@ -193,7 +194,7 @@ async def test_a_url_that_is_no_mcp_server_is_said(
 
 
 async def test_a_url_that_never_answers_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slipway import upstreams
+    from slipway.proxy import upstreams
 
     monkeypatch.setattr(upstreams, "URL_TIMEOUT", 0.3)
     server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # listens, and nobody accepts

@@ -19,7 +19,7 @@ import pytest
 from fastmcp import Client
 from fastmcp.client.auth import OAuth
 
-from slipway import oauth
+from slipway.identity import oauth
 from tests.conftest import Stack, free_ports, wait_until
 from tests.test_admin import ask, status
 

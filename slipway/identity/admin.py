@@ -15,8 +15,8 @@ from starlette.routing import Route
 from slipway import knocks, tokens
 from slipway.errors import Problem
 from slipway.guards import LOOPBACK, host_name
-from slipway.invites import Invites
-from slipway.ledger import EVERYBODY, Ledger, Record
+from slipway.identity.invites import Invites
+from slipway.identity.ledger import EVERYBODY, Ledger, Record
 
 MAX_BODY = 100_000  # bytes
 

@@ -20,9 +20,9 @@ from mcp.shared.exceptions import MCPError
 
 from slipway import knocks, targets
 from slipway.errors import Problem
-from slipway.relay import Line, Relay, seat
+from slipway.proxy.relay import Line, Relay, seat
+from slipway.proxy.upstreams import Upstream, causes
 from slipway.targets import Target
-from slipway.upstreams import Upstream, causes
 
 START_TIMEOUT = 120.0  # seconds; npx and uvx download a package at its first start
 MAX_CHILDREN = 40

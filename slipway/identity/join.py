@@ -13,13 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from slipway import clients, names, pages, tokens
-from slipway.grants import Grants, digest, fresh
-from slipway.invites import InviteRefused, Invites, TooManyTries
-from slipway.ledger import Ledger
-from slipway.names import Names
-from slipway.oauth import base_of
-from slipway.pages import Pages
+from slipway import clients, tokens
+from slipway.identity import names, pages
+from slipway.identity.grants import Grants, digest, fresh
+from slipway.identity.invites import InviteRefused, Invites, TooManyTries
+from slipway.identity.ledger import Ledger
+from slipway.identity.names import Names
+from slipway.identity.oauth import base_of
+from slipway.identity.pages import Pages
 
 PURPOSE = "join"
 FIRST = "claude-code"  # the client whose configuration is open

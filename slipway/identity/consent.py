@@ -10,13 +10,13 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from slipway import names, pages
-from slipway.grants import Grants, digest
-from slipway.identity import TOOL_PREFIX, may_call
-from slipway.invites import InviteRefused, Invites, TooManyTries
-from slipway.names import Names
-from slipway.oauth import SlipwayOAuth, base_of
-from slipway.pages import Pages
+from slipway.identity import names, pages
+from slipway.identity.grants import Grants, digest
+from slipway.identity.invites import InviteRefused, Invites, TooManyTries
+from slipway.identity.names import Names
+from slipway.identity.oauth import SlipwayOAuth, base_of
+from slipway.identity.pages import Pages
+from slipway.identity.verifier import TOOL_PREFIX, may_call
 
 OVER = "This sign-in is over or was never begun. Go back to your program and connect again."
 

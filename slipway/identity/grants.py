@@ -11,7 +11,7 @@ from typing import Any
 
 from key_value.aio.protocols.key_value import AsyncKeyValue
 
-from slipway.ledger import Ledger
+from slipway.identity.ledger import Ledger
 
 CLIENT_LIFE = 90 * 86400  # seconds since somebody last signed in with it
 UNUSED_CLIENT_LIFE = 86400  # seconds

@@ -35,10 +35,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from slipway import redirects, tokens
-from slipway.grants import CODE_LIFE, TRANSACTION_LIFE, UNUSED_CLIENT_LIFE, Grant, Grants, digest, fresh
-from slipway.identity import SlipwayTokens
-from slipway.redirects import RegisteredClient
+from slipway import tokens
+from slipway.identity import redirects
+from slipway.identity.grants import CODE_LIFE, TRANSACTION_LIFE, UNUSED_CLIENT_LIFE, Grant, Grants, digest, fresh
+from slipway.identity.redirects import RegisteredClient
+from slipway.identity.verifier import SlipwayTokens
 
 ACCESS_LIFE = 3600  # seconds
 SCOPES = ["tool:*"]

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slipway import knocks, tokens
-from slipway.ledger import Ledger
+from slipway.identity.ledger import Ledger
 
 TOOL_PREFIX = "tool:"
 

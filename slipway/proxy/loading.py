@@ -23,10 +23,10 @@ from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 from mcp.shared.exceptions import MCPError
 
 from slipway import targets
-from slipway.children import Children
 from slipway.errors import Problem
+from slipway.proxy.children import Children
+from slipway.proxy.upstreams import Remote, Upstream
 from slipway.targets import Target
-from slipway.upstreams import Remote, Upstream
 
 IMPORT_TIMEOUT = 50.0  # seconds; a file that imports large libraries may take long, one that waits for ever may not
 MODULE = "server_module"  # the name under which FastMCP's loader imports the file

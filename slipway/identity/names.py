@@ -6,8 +6,8 @@ import asyncio
 import time
 import unicodedata
 
-from slipway.grants import Grants, digest
-from slipway.ledger import Ledger
+from slipway.identity.grants import Grants, digest
+from slipway.identity.ledger import Ledger
 
 HINT = "Type a name of 1 to 64 letters and digits."
 TAKEN = "Somebody has this name already. Add a letter, or a word."

@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, Response
 
 from slipway import knocks, tokens
 
-WEB = Path(__file__).resolve().parent / "web"
+WEB = Path(__file__).resolve().parent.parent / "web"
 COOKIE = "slipway_browser"
 MAX_FORM = 10_000  # bytes
 TITLE = "MCP server"

@@ -26,7 +26,7 @@ from mcp_types.version import LATEST_MODERN_VERSION, MODERN_PROTOCOL_VERSIONS
 
 from slipway import knocks, targets
 from slipway.errors import Problem
-from slipway.relay import Line, Relay, SessionRelay, Tools, Unreachable, front, keep
+from slipway.proxy.relay import Line, Relay, SessionRelay, Tools, Unreachable, front, keep
 from slipway.targets import Target
 
 SETTLE = 0.3  # seconds in which further list changes belong to the same burst

@@ -1,0 +1,1 @@
+"""Servers that are not ours: loading one, and carrying requests to processes and URLs."""
