@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
     config = settings.load(os.environ, ROOT / ".env")
     secret = tokens.read_secret(ROOT / config.secret_file)
     edge.check(config)
-    scope, ttl = tokens.tool_scope(chosen.tools), tokens.parse_ttl(chosen.ttl)
+    scope, ttl = tokens.tool_scope(chosen.tools), tokens.bounded_ttl(chosen.ttl, config.max_ttl)
     minted = tokens.mint(secret, subject=chosen.subject, scope=scope, ttl=ttl)
     wanted = chosen.url or config.public_url
     with watching, opening.opened(config, ROOT, url=wanted, public=not chosen.no_public, say=say) as door:

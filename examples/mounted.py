@@ -18,6 +18,12 @@ state: dict[str, Any] = {"ready": False, "requests": 0}
 
 
 @mcp.tool
+async def add(a: int, b: int) -> int:
+    """Add two integers."""
+    return a + b
+
+
+@mcp.tool
 async def backend_status() -> dict[str, Any]:
     """Tell what the application around this endpoint knows."""
     return dict(state)
@@ -42,17 +48,19 @@ class Counted:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         state["requests"] += 1
+        number = str(state["requests"])  # now: others may come in before the answer goes out
 
         async def marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-number"] = str(state["requests"])
+                MutableHeaders(scope=message)["x-request-number"] = number
             await send(message)
 
         await self.app(scope, receive, marked)
 
 
 # the endpoint's own path is /mcp, and it is mounted at the root: a mount at /mcp would make it /mcp/mcp, or redirect
-endpoint = mcp.http_app(path="/mcp")
+# "auto" refuses strange Host and Origin headers on a loopback address: no web page may call what has no token
+endpoint = mcp.http_app(path="/mcp", host_origin_protection="auto")
 app = FastAPI(title="notes-backend", lifespan=combine_lifespans(lifespan, endpoint.lifespan))
 app.add_middleware(Counted)
 

@@ -18,18 +18,21 @@ from fastmcp.server.dependencies import get_access_token
 from pydantic import Field
 
 MAX_NOTES = 1000  # per caller
+MAX_BYTES = 100_000  # of one note
 
-Title = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\x00-\x1f]+$")]  # a slash would end its URI
+Title = Annotated[str, Field(min_length=1, max_length=200)]
 Result = TypeVar("Result")
 
 mcp: FastMCP = FastMCP("notes", mask_error_details=True)
 
 SCHEMA = """
+PRAGMA journal_mode=WAL;
 CREATE TABLE IF NOT EXISTS notes (subject TEXT, title TEXT, text TEXT, PRIMARY KEY (subject, title));
 CREATE TABLE IF NOT EXISTS writes (subject TEXT, key TEXT, body TEXT, at REAL DEFAULT (julianday('now')),
                                    PRIMARY KEY (subject, key));
-CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5 (subject UNINDEXED, title, text);
 """
+# by the rowid of the note, so that writing one never reads the others
+INDEX = "CREATE VIRTUAL TABLE IF NOT EXISTS note_words USING fts5 (title, text);"
 
 
 def caller() -> str:
@@ -46,9 +49,14 @@ def database() -> Iterator[sqlite3.Connection]:
     path = folder / "notes.sqlite3"
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     with contextlib.closing(sqlite3.connect(path, timeout=10)) as connection:
-        connection.executescript("PRAGMA journal_mode=WAL;" + SCHEMA)
+        connection.executescript(SCHEMA + (INDEX if has_fts5(connection) else ""))
         with connection:
             yield connection
+
+
+def has_fts5(db: sqlite3.Connection) -> bool:
+    """Tell whether this SQLite can index words; some builds cannot."""
+    return bool(db.execute("SELECT 1 FROM pragma_module_list WHERE name='fts5'").fetchone())
 
 
 async def run(work: Callable[[sqlite3.Connection], Result]) -> Result:
@@ -64,10 +72,14 @@ async def run(work: Callable[[sqlite3.Connection], Result]) -> Result:
 @mcp.tool
 async def save_note(
     title: Title,
-    text: Annotated[str, Field(max_length=100_000)],
+    text: Annotated[str, Field(max_length=MAX_BYTES)],
     idempotency_key: Annotated[str, Field(max_length=100)] = "",
 ) -> dict[str, Any]:
-    """Save a note, or write it anew. A retry with the same idempotency_key does not write twice."""
+    """Save a note, or write it anew. A retry with the same idempotency_key within a day does not write twice."""
+    if title in (".", "..") or not title.strip() or any(c == "/" or ord(c) < 32 for c in title):
+        raise ToolError("This title cannot be part of notes://TITLE. Use words, without slashes and line breaks.")
+    if len(text.encode()) > MAX_BYTES:
+        raise ToolError(f"The text is longer than {MAX_BYTES} bytes. Split it into several notes.")
     subject, body = caller(), hashlib.sha256(f"{title}\0{text}".encode()).hexdigest()
 
     def work(db: sqlite3.Connection) -> bool:
@@ -87,17 +99,25 @@ async def save_note(
         (count,) = db.execute("SELECT count(*) FROM notes WHERE subject=?", (subject,)).fetchone()
         if not exists and count >= MAX_NOTES:
             raise ToolError(f"You have {MAX_NOTES} notes, which is the limit. Write an old one anew instead.")
-        db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?, ?)", (subject, title, text))
-        index(db, subject, title, text)
+        db.execute(
+            "INSERT INTO notes VALUES (?, ?, ?) ON CONFLICT (subject, title) DO UPDATE SET text = excluded.text",
+            (subject, title, text),
+        )
+        index(db, subject, title)
         return False
 
     return {"saved": title, "repeated": await run(work)}
 
 
-def index(db: sqlite3.Connection, subject: str, title: str, text: str) -> None:
+def index(db: sqlite3.Connection, subject: str, title: str) -> None:
     """Put one note into the search index, in place of its former version."""
-    db.execute("DELETE FROM words WHERE subject=? AND title=?", (subject, title))
-    db.execute("INSERT INTO words VALUES (?, ?, ?)", (subject, title, text))
+    if has_fts5(db):
+        which = "FROM notes WHERE subject=? AND title=?"
+        db.execute(f"DELETE FROM note_words WHERE rowid = (SELECT rowid {which})", (subject, title))  # noqa: S608
+        db.execute(
+            f"INSERT INTO note_words (rowid, title, text) SELECT rowid, title, text {which}",
+            (subject, title),
+        )
 
 
 async def find(title: str) -> str | None:
@@ -131,29 +151,34 @@ async def list_notes() -> list[str]:
 async def search_notes(query: Annotated[str, Field(min_length=1, max_length=200)]) -> list[dict[str, str]]:
     """Search your notes for all the words of the query; returns titles and snippets, the best first."""
     subject = caller()
-    # quoted, so that a word is a word and never an operator of the index
-    words = " ".join('"' + word.replace('"', '""') + '"' for word in query.split())
-    sql = (
-        "SELECT title, snippet(words, 2, '[', ']', '…', 12) FROM words "
-        "WHERE words MATCH ? AND subject=? ORDER BY rank LIMIT 20"
-    )
-    try:
-        rows = await run(lambda db: db.execute(sql, (f"{{title text}} : ({words})", subject)).fetchall())
-    except sqlite3.OperationalError:
-        rows = []  # a query of characters that are no words
-    return [{"title": title, "snippet": snippet} for title, snippet in rows]
+
+    def work(db: sqlite3.Connection) -> list[tuple[str, str]]:
+        if not has_fts5(db):
+            every = "".join(" AND instr(lower(title || ' ' || text), lower(?))" for _ in query.split())
+            sql = f"SELECT title, substr(text, 1, 80) FROM notes WHERE subject=?{every} LIMIT 20"  # noqa: S608
+            return db.execute(sql, (subject, *query.split())).fetchall()
+        # quoted, so that a word is a word and never an operator of the index
+        phrases = " ".join('"' + word.replace('"', '""') + '"' for word in query.replace("\0", " ").split())
+        sql = (
+            "SELECT notes.title, snippet(note_words, 1, '[', ']', '…', 12) FROM note_words "
+            "JOIN notes ON notes.rowid = note_words.rowid WHERE note_words MATCH ? AND subject=? "
+            "ORDER BY rank LIMIT 20"
+        )
+        return db.execute(sql, (phrases, subject)).fetchall()
+
+    return [{"title": title, "snippet": snippet} for title, snippet in await run(work)]
 
 
 @mcp.tool
 async def reindex_notes(ctx: Context) -> str:
     """Build the search index of your notes anew, with progress and a log message for each."""
     subject = caller()
-    notes = await run(lambda db: db.execute("SELECT title, text FROM notes WHERE subject=?", (subject,)).fetchall())
-    for done, (title, text) in enumerate(notes, start=1):
-        await run(partial(index, subject=subject, title=title, text=text))
-        await ctx.report_progress(done, len(notes), title)
+    titles = await list_notes()
+    for done, title in enumerate(titles, start=1):
+        await run(partial(index, subject=subject, title=title))
+        await ctx.report_progress(done, len(titles), title)
         await ctx.info(f"indexed {title}")
-    return f"Indexed {len(notes)} notes."
+    return f"Indexed {len(titles)} notes."
 
 
 @mcp.resource("notes://{title}", mime_type="text/plain")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import weakref
 from typing import Annotated
 
 from fastmcp import Context, FastMCP
@@ -27,7 +28,13 @@ SHELF = [
 ]
 
 mcp: FastMCP = FastMCP("search", mask_error_details=True)
-slots = asyncio.Semaphore(AT_ONCE)
+# a semaphore belongs to the event loop where somebody first waited for it
+_slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = weakref.WeakKeyDictionary()
+
+
+def slots() -> asyncio.Semaphore:
+    """Return the places of this event loop."""
+    return _slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(AT_ONCE))
 
 
 @mcp.tool
@@ -37,19 +44,21 @@ async def long_running_search(
     limit: Annotated[int, Field(ge=1, le=100)] = 10,
 ) -> list[str]:
     """Search a small shelf slowly; every match is reported as progress before the result comes."""
-    if slots.locked():
+    step = float(os.environ.get("SEARCH_STEP_SECONDS", "0.2"))
+    if slots().locked():
         await ctx.report_progress(0, len(SHELF), "waiting for a free slot")
-    async with slots:
+    async with slots():
         found: list[str] = []
         finished = False
         try:
+            await ctx.report_progress(0, len(SHELF), "searching")
             for index, line in enumerate(SHELF, start=1):
-                await asyncio.sleep(float(os.environ.get("SEARCH_STEP_SECONDS", "0.2")))
-                news = ""
+                await asyncio.sleep(step)
+                news = f"{index} of {len(SHELF)} read"
                 if query.casefold() in line.casefold():
                     found.append(line)
                     news = f"found: {line}"
-                await ctx.report_progress(index, len(SHELF), news or f"{index} of {len(SHELF)} read")
+                await ctx.report_progress(index, len(SHELF), news)
                 if len(found) == limit:
                     break
             finished = True

@@ -51,7 +51,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     state = store.open_store(config.state / "data" / "identity", redis_url)
     ledger = Ledger(state, shared=bool(redis_url))
     invites = Invites(state, secret, redis_url)
-    admin = Admin(secret, ledger, invites, max_ttl=tokens.parse_ttl(config.max_ttl))
+    admin = Admin(secret, ledger, invites, max_ttl=config.max_ttl)
     grants = Grants(state, ledger)
     oauth = SlipwayOAuth(SlipwayTokens(secret, ledger), secret, grants)
     look, who = Pages(secret), Names(ledger, grants)

@@ -23,13 +23,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--ttl", default="1h", help="how long it lives: 30m, 1h30m, 2d (1h)")
     parser.add_argument("--explain", metavar="TOKEN", help="say what a token is; - reads it from stdin")
     chosen = parser.parse_args(argv)
-    path = ROOT / settings.load(os.environ, ROOT / ".env").secret_file
+    config = settings.load(os.environ, ROOT / ".env")
+    path = ROOT / config.secret_file
     if chosen.explain is not None:
         given = sys.stdin.read(1 << 20) if chosen.explain == "-" else chosen.explain
         text, accepted = tokens.explain(tokens.read_secret(path) if path.exists() else None, given)
         sys.stdout.write(text + "\n")
         return 0 if accepted else 1
-    scope, ttl = tokens.tool_scope(chosen.tools), tokens.parse_ttl(chosen.ttl)
+    scope, ttl = tokens.tool_scope(chosen.tools), tokens.bounded_ttl(chosen.ttl, config.max_ttl)
     minted = tokens.mint(tokens.ensure_secret(path), subject=chosen.subject, scope=scope, ttl=ttl)
     sys.stdout.write(minted.token + "\n")
     return 0

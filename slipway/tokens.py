@@ -122,6 +122,20 @@ def parse_ttl(text: str) -> int:
     return seconds
 
 
+def bounded_ttl(text: str, longest: str) -> int:
+    """Turn a duration into seconds, and hold it against SLIPWAY_MAX_TTL.
+
+    Raises:
+        Problem: no duration, or a longer one.
+    """
+    ttl, most = parse_ttl(text), parse_ttl(longest)
+    if ttl > most:
+        raise Problem(
+            f"{text} is longer than a token may live ({duration(most)}).", "Ask for less, or set SLIPWAY_MAX_TTL", 2
+        )
+    return ttl
+
+
 def tool_scope(tools: str) -> str:
     """Turn "add,countdown" or "*" into the scope "tool:add tool:countdown" or "tool:*".
 

@@ -177,3 +177,9 @@ def test_an_explanation_says_what_and_how_long_and_why_but_not_the_token() -> No
 def test_a_hostile_token_cannot_command_the_terminal() -> None:
     text, _ = tokens.explain(SECRET, forged(sub="\x1b[2Jana", scope={"a": "\x07"}, jti=7))
     assert "\x1b" not in text and "\x07" not in text
+
+
+def test_no_life_is_longer_than_the_longest() -> None:
+    assert tokens.bounded_ttl("30d", "30d") == 30 * 86400
+    with pytest.raises(Problem, match="longer than a token may live"):
+        tokens.bounded_ttl("31d", "30d")

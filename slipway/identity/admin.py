@@ -26,8 +26,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Admin:
     """The routes under /admin."""
 
-    def __init__(self, secret: tokens.Secret, ledger: Ledger, invites: Invites, *, max_ttl: int) -> None:
-        """Take what they work on; `max_ttl` is the longest life of a token, in seconds from now."""
+    def __init__(self, secret: tokens.Secret, ledger: Ledger, invites: Invites, *, max_ttl: str) -> None:
+        """Take what they work on; `max_ttl` is the longest life of a token, as in "30d"."""
         self._secret = secret
         self._ledger = ledger
         self._invites = invites
@@ -81,13 +81,7 @@ class Admin:
         return _private({"token": minted.token, **await self._told(record)}, 201)
 
     def _ttl(self, text: str) -> int:
-        ttl = tokens.parse_ttl(text)
-        if ttl > self._max_ttl:
-            longest = tokens.duration(self._max_ttl)
-            raise Problem(
-                f"{text} is longer than a token may live ({longest}).", "Ask for less, or set SLIPWAY_MAX_TTL", 2
-            )
-        return ttl
+        return tokens.bounded_ttl(text, self._max_ttl)
 
     async def _told(self, record: Record) -> dict[str, Any]:
         return {**asdict(record), "ends_at": record.ends_at(), "state": await self._ledger.state(record)}
