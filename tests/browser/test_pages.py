@@ -14,7 +14,7 @@ from tests.conftest import Stack
 from tests.stack.test_oauth import invite, name
 from tests.test_admin import status
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docker")]
 
 SCREENS: dict[str, dict[str, Any]] = {
     "desktop": {"viewport": {"width": 1100, "height": 900}, "color_scheme": "light"},
