@@ -69,7 +69,7 @@ class Settings(BaseModel):
     server_port: Port = Field(8000, alias="SERVER_PORT", description="Port of the MCP server, loopback only.")
     edge_port: Port = Field(8080, alias="EDGE_PORT", description="Plain HTTP port that the tunnel forwards to.")
     tls_port: Port = Field(8443, alias="TLS_PORT", description="HTTPS port for clients on this machine.")
-    console_port: Port = Field(8081, alias="CONSOLE_PORT", description="Port kept for the browser console.")
+    console_port: Port = Field(8081, alias="CONSOLE_PORT", description="Port of the browser console.")
     ngrok_authtoken: SecretStr = Field(
         SecretStr(""),
         alias="NGROK_AUTHTOKEN",

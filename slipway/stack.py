@@ -96,6 +96,7 @@ def children(config: settings.Settings, root: Path = ROOT) -> dict[str, tuple[li
     edge = {
         "UPSTREAM": f"127.0.0.1:{config.server_port}",
         "EDGE_LOG": str(state / "log" / "edge.jsonl"),
+        "CONSOLE_ROOT": str(root / "slipway" / "web" / "console"),
         "XDG_DATA_HOME": str(state),
         "XDG_CONFIG_HOME": str(state / "run"),
     }
@@ -183,7 +184,10 @@ def answers(config: settings.Settings) -> bool:
 
 
 def _free_ports(config: settings.Settings) -> None:
-    ports = {"SERVER_PORT": config.server_port, "EDGE_PORT": config.edge_port, "TLS_PORT": config.tls_port}
+    ports = {
+        "SERVER_PORT": config.server_port, "EDGE_PORT": config.edge_port,
+        "TLS_PORT": config.tls_port, "CONSOLE_PORT": config.console_port,
+    }  # fmt: skip
     for name, port in ports.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
