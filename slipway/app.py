@@ -33,6 +33,7 @@ from slipway.identity.oauth import SlipwayOAuth
 from slipway.identity.pages import Pages
 from slipway.identity.verifier import Challenge, SlipwayTokens, ToolScopes
 from slipway.sessions import AutoSessions, Body
+from slipway.streams import FirstByte
 
 MCP_PATH = "/mcp"
 MAX_EVENTS_PER_STREAM = 1000
@@ -99,7 +100,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     routes = [Route("/healthz", healthz), Route("/readyz", readyz), *admin.routes(), *doors, Mount("/", endpoint)]
     hosts = _Hosts(config)
     whole: ASGIApp = KnockLog(
-        HostGuard(OneSpelling(Starlette(routes=routes, lifespan=lifespan)), hosts),
+        HostGuard(OneSpelling(FirstByte(Starlette(routes=routes, lifespan=lifespan))), hosts),
         knocks.open_log(config.state / "log" / "server.jsonl", also_stdout=True),
     )
     return whole

@@ -233,3 +233,17 @@ async def test_a_session_hears_a_cancellation(shared_stack: Stack) -> None:
                     assert "result" not in event
                     break
     await asyncio.to_thread(wait_until, lambda: "countdown(321) was cancelled" in shared_stack.text("server"), 10)
+
+
+@pytest.mark.parametrize("door", ["server", "plain", "tls1", "tls2"])
+def test_an_idle_stream_gives_a_byte_before_anything_happens(shared_stack: Stack, door: str) -> None:
+    urls = {"server": shared_stack.server_url, "plain": shared_stack.edge_url}
+    url = urls.get(door, shared_stack.tls_url)
+    # the SDK's own ping would come after 15 s
+    with httpx2.Client(
+        verify=shared_stack.trust(), headers=shared_stack.bearer(), http2=door == "tls2", http1=door != "tls2",
+        timeout=httpx2.Timeout(20, read=8),
+    ) as http:  # fmt: skip
+        session = http.post(url, json=message("initialize", **START)).headers["mcp-session-id"]
+        with http.stream("GET", url, headers={"mcp-session-id": session}) as answer:
+            assert next(answer.iter_raw()) == b": open\n\n"
