@@ -206,6 +206,26 @@ def verify(secret: Secret, token: str, *, audience: str = AUDIENCE, late: bool =
     return claims
 
 
+def refusal(secret: Secret | None, token: str) -> str:
+    """Say why a token will be refused, as far as it can be known here; "" if nothing speaks against it.
+
+    Args:
+        secret: ours; None judges a foreign token by its times alone, and one that is no JWT not at all.
+    """
+    try:
+        if secret:
+            verify(secret, token)
+        else:
+            jwt.decode(token, options={"verify_signature": False, "verify_exp": True, "verify_nbf": True})
+    except TokenRefused as refused:
+        return str(refused)
+    except (jwt.ExpiredSignatureError, jwt.ImmatureSignatureError) as error:
+        return _reason(error, token, AUDIENCE)
+    except (jwt.InvalidTokenError, ValueError, RecursionError):
+        return ""
+    return ""
+
+
 def _unverified(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (header, claims) without any check, for messages only. Raises jwt.InvalidTokenError."""
     whole = jwt.decode_complete(token, options={"verify_signature": False})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -327,3 +328,34 @@ def test_the_caddyfile_is_formatted() -> None:
         subprocess.run([caddy, "fmt", Path(ROOT / "Caddyfile")], capture_output=True, text=True).stdout
         == (ROOT / "Caddyfile").read_text()
     )
+
+
+def answers_to_one_request(port: int, method: str, path: str, size: int) -> bytes:
+    """Send one request whose body looks like other requests, and return all that comes back."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
+    inner = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    came = b""
+    with socket.create_connection(("127.0.0.1", port), 10) as connection, contextlib.suppress(OSError):
+        connection.sendall(head.encode() + (inner * (size // len(inner) + 1))[:size])
+        while piece := connection.recv(65_536):
+            came += piece
+    return came
+
+
+@pytest.mark.parametrize("size", [150_000, 1_500_000, 3_000_000])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/mcp"), ("PUT", "/mcp"), ("GET", "/healthz"), ("POST", "/join"), ("GET", "/nowhere")],
+)
+def test_what_is_left_of_a_body_is_never_taken_for_a_request(
+    shared_stack: Stack, method: str, path: str, size: int
+) -> None:
+    came = answers_to_one_request(shared_stack.config.edge_port, method, path, size)
+    assert came.count(b"HTTP/1.1 ") <= 1
+    if method == "POST":
+        assert came.startswith(b"HTTP/1.1 4")
+
+
+def test_without_its_block_the_rest_of_a_body_is_answered_too(make_stack: Callable[..., Stack]) -> None:
+    stack = make_stack((ROOT / "Caddyfile").read_text().replace("import one_answer", ""))
+    assert answers_to_one_request(stack.config.edge_port, "POST", "/mcp", 1_500_000).count(b"HTTP/1.1 ") == 2

@@ -1,0 +1,243 @@
+"""Checks of CORS: what a page of another origin may send and read (WHATWG Fetch, 3.3). The console runs the same."""
+
+from __future__ import annotations
+
+from slipway.doctor.checks import check
+from slipway.doctor.hops import Finding, Hop, NotApplicable, failure, ok, warning
+from slipway.doctor.wire import Answer, shown
+
+FOREIGN = "https://not-allowed.example"
+_COMMON = "authorization, content-type, accept, mcp-protocol-version"
+ASKED = {
+    "preflight-handshake": f"{_COMMON}, mcp-session-id, last-event-id",
+    "preflight-newest": f"{_COMMON}, mcp-method, mcp-name",
+    "preflight-param": f"{_COMMON}, mcp-method, mcp-name, mcp-param-city",
+    "preflight-ngrok": f"{_COMMON}, ngrok-skip-browser-warning",
+}
+
+
+def _pages(hop: Hop) -> None:
+    """Raises: NotApplicable where no page talks to this hop."""
+    if not hop.cors:
+        raise NotApplicable("CORS is the edge's")
+
+
+def _bad(hop: Hop, saw: str, cause: str, cure: str) -> Finding:
+    """A failure of ours; of a foreign server that never promised CORS, a warning."""
+    return (failure if hop.ours or hop.strict else warning)(saw, cause, cure)
+
+
+def _allow(hop: Hop) -> str:
+    return (
+        f"Add {hop.origin} to SLIPWAY_ALLOWED_ORIGINS in .env" if hop.ours
+        else f"Answer Access-Control-Allow-Origin: {hop.origin}"
+    )  # fmt: skip
+
+
+def _readable(hop: Hop, answer: Answer, what: str) -> Finding | None:
+    """Say why a page could not read this answer, or None if it could."""
+    origins = answer.all("access-control-allow-origin")
+    if len(origins) > 1:
+        return _bad(
+            hop, f"{len(origins)} times Access-Control-Allow-Origin: {shown(' and '.join(origins), 60)}",
+            "Two hops add CORS headers, and browsers refuse an answer with two.",
+            "Let one hop alone write them: remove them from the app or from the proxy",
+        )  # fmt: skip
+    if not origins:
+        return _bad(hop, f"{what}: no Access-Control-Allow-Origin", "A page cannot read this answer.", _allow(hop))
+    if origins[0] not in ("*", hop.origin):
+        return _bad(hop, f"{what}: for {shown(origins[0], 50)} only", "It is for another origin.", _allow(hop))
+    return None
+
+
+def _exposed(answer: Answer) -> set[str]:
+    return {name.strip().lower() for name in answer.header("access-control-expose-headers").split(",")}
+
+
+async def _preflight(hop: Hop, asked: str) -> Finding:
+    _pages(hop)
+    await hop.reached()
+    headers = {
+        "origin": hop.origin, "access-control-request-method": "POST", "access-control-request-headers": asked,
+        "ngrok-skip-browser-warning": "",
+    }  # fmt: skip
+    answer = await hop.ask("OPTIONS", token=False, headers=headers, http2=True)
+    if not 200 <= answer.status < 300:
+        cause = "Browsers send the preflight without a token, and give up on any answer but 2xx."
+        if answer.status in (401, 403):
+            cause = "Something asks the preflight for a token, which browsers never send along."
+        return _bad(hop, f"OPTIONS: {answer.said()}", cause, "Answer OPTIONS before anything asks for a token")
+    if unreadable := _readable(hop, answer, "OPTIONS"):
+        return unreadable
+    allowed = {name.strip().lower() for name in answer.header("access-control-allow-headers").split(",")}
+    wanted = {name.strip() for name in asked.split(",")} - {"accept"}
+    # a star does not stand for Authorization (Fetch, CORS-preflight fetch 19)
+    missing = sorted(wanted - allowed - (wanted - {"authorization"} if "*" in allowed else set()))
+    if missing:
+        return _bad(
+            hop, f"not allowed: {shown(', '.join(missing), 70)}", "The browser never sends the request itself.",
+            f"Access-Control-Allow-Headers must name {', '.join(missing)}; Mcp-Param-* cannot be listed: reflect "
+            "what is asked for",
+        )  # fmt: skip
+    return ok(f"{answer.status}, all {len(wanted)} headers allowed")
+
+
+@check("preflight-handshake", "preflight, handshake era")
+async def preflight_handshake(hop: Hop) -> Finding:
+    """Ask leave for what a handshake-era page sends."""
+    return await _preflight(hop, ASKED["preflight-handshake"])
+
+
+@check("preflight-newest", "preflight, newest era")
+async def preflight_newest(hop: Hop) -> Finding:
+    """Ask leave for Mcp-Method and Mcp-Name."""
+    return await _preflight(hop, ASKED["preflight-newest"])
+
+
+@check("preflight-param", "preflight with Mcp-Param-*")
+async def preflight_param(hop: Hop) -> Finding:
+    """Ask leave for a header that is named after a tool's argument."""
+    return await _preflight(hop, ASKED["preflight-param"])
+
+
+@check("preflight-ngrok", "preflight with ngrok's header")
+async def preflight_ngrok(hop: Hop) -> Finding:
+    """Ask leave for the header that skips ngrok's page."""
+    return await _preflight(hop, ASKED["preflight-ngrok"])
+
+
+@check("preflight-delete", "preflight of a DELETE")
+async def preflight_delete(hop: Hop) -> Finding:
+    """Ask leave to end a session."""
+    _pages(hop)
+    await hop.reached()
+    headers = {
+        "origin": hop.origin, "access-control-request-method": "DELETE",
+        "access-control-request-headers": "authorization, mcp-session-id",
+    }  # fmt: skip
+    answer = await hop.ask("OPTIONS", token=False, headers=headers, http2=True)
+    methods = answer.header("access-control-allow-methods").upper().replace(" ", "").split(",")
+    if not 200 <= answer.status < 300 or not answer.header("access-control-allow-origin"):
+        raise NotApplicable("see preflight-handshake")
+    if not {"DELETE", "*"} & {*methods}:
+        return _bad(
+            hop, f"methods: {shown(', '.join(methods), 40)}", "Pages cannot end their sessions.",
+            "Access-Control-Allow-Methods: GET, POST, DELETE, OPTIONS",
+        )  # fmt: skip
+    return ok(f"{answer.status}")
+
+
+@check("allow-origin-once", "one Access-Control-Allow-Origin")
+async def allow_origin_once(hop: Hop) -> Finding:
+    """Look at the answer itself, not at the preflight's."""
+    _pages(hop)
+    answer = await hop.page()
+    return _readable(hop, answer, "POST") or ok(answer.header("access-control-allow-origin"))
+
+
+@check("session-readable", "a page reads Mcp-Session-Id")
+async def session_readable(hop: Hop) -> Finding:
+    """See whether the session id is exposed."""
+    _pages(hop)
+    await hop.admitted()
+    answer = await hop.page()
+    if not answer.header("mcp-session-id"):
+        raise NotApplicable("there is no session id")
+    if unreadable := _readable(hop, answer, "POST"):
+        return unreadable
+    if not {"mcp-session-id", "*"} & _exposed(answer):
+        return _bad(
+            hop, "not exposed", "A page of the handshake era loses its session after initialize.",
+            "Access-Control-Expose-Headers: Mcp-Session-Id, WWW-Authenticate, Retry-After",
+        )  # fmt: skip
+    return ok("exposed")
+
+
+@check("401-readable", "a page reads 401 and why")
+async def refusal_readable(hop: Hop) -> Finding:
+    """See whether a page learns that it must sign in, and where."""
+    _pages(hop)
+    answer = await hop.stranger(page=True)
+    if answer.status != 401:
+        raise NotApplicable(f"without a token it answers {answer.status}")
+    if unreadable := _readable(hop, answer, "401"):
+        return unreadable
+    if answer.header("www-authenticate") and not {"www-authenticate", "*"} & _exposed(answer):
+        return _bad(
+            hop, "WWW-Authenticate is not exposed", "A page cannot learn where to sign in.",
+            "Access-Control-Expose-Headers: WWW-Authenticate, Mcp-Session-Id, Retry-After",
+        )  # fmt: skip
+    return ok("readable")
+
+
+@check("404-readable", "a page reads 404")
+async def missing_readable(hop: Hop) -> Finding:
+    """Ask for what does not exist."""
+    _pages(hop)
+    await hop.reached()
+    answer = await hop.ask("GET", path="/.well-known/nothing", headers={"origin": hop.origin}, http2=True)
+    if answer.status != 404:
+        raise NotApplicable(f"an unknown path answers {answer.status}")
+    return _readable(hop, answer, "404") or ok("readable")
+
+
+@check("429-readable", "a page reads 429")
+async def limit_readable(hop: Hop) -> Finding:
+    """Look at a refusal for too many calls, if this run met one; none is provoked."""
+    _pages(hop)
+    await hop.hello()
+    if not hop.limited:
+        raise NotApplicable("nothing was limited, and none is provoked")
+    answer = hop.limited[0]
+    said = f"429, Retry-After: {shown(answer.header('retry-after'), 20) or 'not said'}"
+    if unreadable := _readable(hop, answer, "429"):
+        return failure(said, unreadable.cause, unreadable.cure)
+    if not answer.header("retry-after"):
+        return warning(said, "Clients do not learn when to come back.", "Send Retry-After")
+    return warning(said, "There were too many calls in a short time.", "Wait, then run the doctor again")
+
+
+@check("foreign-refused", "other origins are refused")
+async def foreign_refused(hop: Hop) -> Finding:
+    """Ask as a page that was never allowed."""
+    _pages(hop)
+    await hop.reached()
+    headers = {
+        "origin": FOREIGN, "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization, content-type",
+    }  # fmt: skip
+    answers = [
+        await hop.ask("OPTIONS", token=False, headers=headers, http2=True),
+        await hop.post("ping", headers={"origin": FOREIGN}, token=False),
+    ]
+    allowed = [value for each in answers for value in each.all("access-control-allow-origin")]
+    if any(value in ("*", FOREIGN) for value in allowed):
+        return warning(
+            f"allowed: {shown(allowed[0], 40)}", "Any page on the web may call with a token that it got hold of.",
+            "Name the origins in SLIPWAY_ALLOWED_ORIGINS" if hop.ours else "Name the origins that may call",
+        )  # fmt: skip
+    return ok("refused" if answers[1].status == 403 else "no header for it")
+
+
+@check("well-known", "a page reads /.well-known/*")
+async def well_known(hop: Hop) -> Finding:
+    """Fetch the OAuth metadata as a web client does."""
+    _pages(hop)
+    await hop.reached()
+    path = "/.well-known/oauth-protected-resource" + hop.path.rstrip("/")
+    answer = await hop.ask("GET", path=path, token=False, headers={"origin": hop.origin}, http2=True)
+    if answer.status != 200:
+        raise NotApplicable(f"it answers {answer.status}")
+    return _readable(hop, answer, "metadata") or ok("readable")
+
+
+@check("origin", "a page's call is let in")
+async def origin(hop: Hop) -> Finding:
+    """Send a real call with the Origin header, over HTTP/2 where there is TLS, as browsers do."""
+    _pages(hop)
+    await hop.admitted()
+    headers = {"origin": hop.origin, **await hop.in_session()}
+    answer = await hop.post("ping", headers=headers, http2=hop.secure)
+    if answer.status == 403:
+        return _bad(hop, answer.said(), f"Calls from {hop.origin} are refused.", _allow(hop))
+    return ok(f"{answer.http} {answer.status}")

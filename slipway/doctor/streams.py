@@ -1,0 +1,212 @@
+"""Checks of event streams: does anything hold them back, compress them, cut them, or lose the way back into them?"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable
+from typing import Any
+
+from slipway.doctor.checks import check
+from slipway.doctor.hops import HANDSHAKE, Finding, Hop, NotApplicable, failure, ok, warning
+from slipway.doctor.wire import Answer, Event, shown
+
+# tools that stream and change nothing: {name: (arguments, seconds from the first event to the last)}
+KNOWN: dict[str, tuple[dict[str, Any], float]] = {
+    "countdown": ({"n": 4, "seconds": 0.4}, 1.6),
+    "trigger-long-running-operation": ({"duration": 2, "steps": 5}, 1.6),
+}
+IDLE = 4.0  # seconds in which an idle stream must show its head
+GRACE = 20.0  # seconds between two signs of life on an idle stream that keep every proxy's timer from running out
+_BUFFER = (
+    "Switch buffering off for this path (nginx: proxy_buffering off; cloudflared: quick tunnels hold streams back; "
+    "Caddy: flush_interval -1)"
+)
+
+
+async def _call(hop: Hop, *, newest: bool, headers: dict[str, str] | None = None, **how: Any) -> Answer:
+    """Call a tool that streams.
+
+    Raises:
+        NotApplicable: there is none that is known to be harmless.
+    """
+    offered = {str(tool.get("name")): tool for tool in await hop.tools()}
+    name = next((each for each in KNOWN if each in offered and _fits(offered[each], KNOWN[each][0])), "")
+    if not name:
+        raise NotApplicable("no tool that streams and is known to be harmless")
+    params = {"name": name, "arguments": KNOWN[name][0], "_meta": {"progressToken": "doctor"}}
+    if newest:
+        return await hop.post_newest("tools/call", params, headers=headers, **how)
+    return await hop.post("tools/call", params, headers={**await hop.in_session(), **(headers or {})}, **how)
+
+
+def _fits(tool: dict[str, Any], arguments: dict[str, Any]) -> bool:
+    schema = tool.get("inputSchema")
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    return isinstance(properties, dict) and set(arguments) <= set(properties)
+
+
+def _progress(answer: Answer) -> list[Event]:
+    return [event for event in answer.events if '"notifications/progress"' in event.data]
+
+
+@check("post-stream", "events of a call, one by one")
+async def post_stream(hop: Hop) -> Finding:
+    """Call a tool that reports progress, in both eras, as programs and as browsers do, and look when events come."""
+    await hop.admitted()
+    calls: list[Awaitable[Answer]] = [_call(hop, newest=False), _call(hop, newest=True)]
+    if hop.secure:
+        calls.append(_call(hop, newest=False, http2=True))
+    answers = await asyncio.gather(*calls)
+    findings = [_paced(each) for each in answers if each.streams]
+    if not findings:
+        raise NotApplicable(f"the call was not answered as a stream but with {answers[0].status}")
+    return next((each for each in findings if each.verdict == "failure"), findings[0])
+
+
+def _paced(answer: Answer) -> Finding:
+    steps, lasting = _progress(answer), min(length for _, length in KNOWN.values())
+    if not answer.message():
+        return failure(
+            f"cut after {answer.seconds:.1f} s", "The stream ended before the result came.",
+            "Raise the proxy's read timeout (nginx: proxy_read_timeout 1h)",
+        )  # fmt: skip
+    if len(steps) < 3:
+        return ok("no progress was sent")
+    spread = steps[-1].at - steps[0].at
+    saw = f"{len(steps)} events over {spread:.1f} s, the first after {steps[0].at * 1000:.0f} ms"
+    if spread < 0.4 * lasting:
+        return failure(
+            f"{len(steps)} events in one lump after {steps[0].at:.1f} s",
+            "Something holds the stream back until it ends or a buffer is full: no progress, no logs.", _BUFFER,
+        )  # fmt: skip
+    if answer.to_head > 0.6 * lasting:
+        return failure(f"head after {answer.to_head:.1f} s", "The head of the answer is held back.", _BUFFER)
+    return ok(saw)
+
+
+async def _idle(hop: Hop, seconds: float, *, first: bool) -> Answer:
+    """Open the GET stream of a session of its own, for some seconds or until its first byte."""
+    params = {"protocolVersion": HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "slipway-check"}}
+    session = (await hop.post("initialize", params)).header("mcp-session-id")[:256]
+    headers = {"accept": "text/event-stream", "mcp-protocol-version": HANDSHAKE, "mcp-session-id": session}
+    try:
+        return await hop.ask("GET", headers=headers, seconds=seconds, until=(lambda _: True) if first else None)
+    finally:
+        if session:
+            await hop.ask("DELETE", headers={"mcp-session-id": session}, seconds=3)
+
+
+@check("get-stream", "the GET stream opens at once")
+async def get_stream(hop: Hop) -> Finding:
+    """Open the stream on which a server speaks first, and wait for its head and its first byte."""
+    if not await hop.session():
+        raise NotApplicable("without a session there is no GET stream")
+
+    async def probe() -> Answer:
+        return await _idle(hop, IDLE, first=True)
+
+    answer: Answer = await hop.once("idle", probe)
+    if answer.status == 405:
+        raise NotApplicable("the server offers none (405)")
+    if answer.status and (answer.status != 200 or not answer.streams):
+        return warning(answer.said(), "The GET stream is not opened: no messages from the server.", "See challenge")
+    if not answer.status:
+        return failure(
+            f"no head in {IDLE:.0f} s" if "no answer" in answer.error else answer.error,
+            "The head of the answer is held back until an event comes: clients give up before.", _BUFFER,
+        )  # fmt: skip
+    saw = f"head after {answer.to_head * 1000:.0f} ms, "
+    if answer.to_byte is not None:
+        return ok(f"{saw}first byte after {answer.to_byte * 1000:.0f} ms")
+    if await hop.well_before("get-stream") or hop.ours:
+        return failure(
+            f"{saw}no byte in {IDLE:.0f} s", "One hop before, the first byte comes at once: this one holds it back.",
+            _BUFFER,
+        )  # fmt: skip
+    return ok(f"{saw}nothing sent in {IDLE:.0f} s")
+
+
+@check("listen", "the newest era's stream opens at once")
+async def listen(hop: Hop) -> Finding:
+    """Subscribe to list changes in the newest era; the acknowledgement is the first event."""
+    await hop.admitted()
+    params = {"notifications": {"toolsListChanged": True}}
+    answer = await hop.post_newest("subscriptions/listen", params, seconds=IDLE, until=lambda seen: bool(seen.events))
+    if answer.status == 200 and answer.streams:
+        if answer.events:
+            return ok(f"acknowledged after {answer.events[0].at * 1000:.0f} ms")
+        return failure(
+            f"no event in {IDLE:.0f} s", "The acknowledgement is held back: so will be every message.", _BUFFER
+        )
+    if not answer.status and await hop.well_before("listen"):
+        return failure(f"no head in {IDLE:.0f} s", "The stream is held back until it ends.", _BUFFER)
+    raise NotApplicable("the server offers none")
+
+
+@check("compression", "streams are not compressed")
+async def compression(hop: Hop) -> Finding:
+    """Offer gzip, as browsers do, and see whether a stream comes compressed."""
+    await hop.admitted()
+    answer = await _call(hop, newest=False, headers={"accept-encoding": "gzip, deflate, br"})
+    if not answer.streams:
+        raise NotApplicable("no stream to look at")
+    encoding = answer.header("content-encoding")
+    if not encoding:
+        return ok("none")
+    spread = answer.bytes_at[-1] - answer.bytes_at[0] if answer.bytes_at else 0.0
+    held = spread < 0.4 * min(length for _, length in KNOWN.values())
+    found = failure if held else warning
+    return found(
+        f"{shown(encoding, 20)}, {len(answer.bytes_at)} pieces",
+        "A compressor collects events until its buffer is full." if held else "A compressor sits on the stream.",
+        "Leave text/event-stream out of compression (Caddy: encode only other types; nginx: gzip_types)",
+    )
+
+
+@check("resume", "a cut stream is resumed")
+async def resume(hop: Hop) -> Finding:
+    """Leave in the middle of a call, and ask for the rest with Last-Event-ID."""
+    if not await hop.session():
+        raise NotApplicable("without a session nothing is kept")
+    answer = await _call(hop, newest=False, until=lambda seen: len(_progress(seen)) >= 2)
+    seen = [event for event in answer.events if event.id]
+    if not seen:
+        raise NotApplicable("the server numbers no events")
+    headers = {"accept": "text/event-stream", **await hop.in_session(), "last-event-id": seen[-1].id}
+    rest = await hop.ask("GET", headers=headers, until=lambda seen: bool(seen.message()))
+    if rest.status == 200 and rest.message() and len(_progress(rest)) < len(_progress(answer)) + 4:
+        return ok(f"{len(rest.events)} missed events and the result")
+    if await hop.well_before("resume"):
+        return failure(
+            rest.said() if rest.status != 200 else "no missed events",
+            "One hop before, it works: this one loses Last-Event-ID or the session.", "Let the proxy pass it on",
+        )  # fmt: skip
+    if rest.status != 200:
+        return warning(rest.said(), "A client whose stream is cut loses the result.", "Keep events on the server")
+    return warning("no missed events came", "Last-Event-ID does not arrive, or nothing is kept.", "Let it through")
+
+
+@check("idle", "an idle stream stays open")
+async def idle(hop: Hop) -> Finding:
+    """Hold an idle stream for --soak seconds."""
+    if not hop.soak:
+        raise NotApplicable("takes its time: ask for it with --soak 150")
+    if not await hop.session():
+        raise NotApplicable("without a session there is no GET stream")
+    answer = await _idle(hop, float(hop.soak), first=False)
+    if answer.status != 200 or not answer.streams:
+        raise NotApplicable(f"the GET stream answers {answer.status or answer.error}")
+    if not answer.left or answer.error:
+        return failure(
+            f"cut after {answer.seconds:.0f} s", "An idle stream is cut: the client must reconnect again and again.",
+            "Raise the proxy's idle or read timeout, or send a ping more often than it (15 s is common)",
+        )  # fmt: skip
+    moments = [0.0, *answer.bytes_at, float(hop.soak)]
+    longest = max(later - sooner for sooner, later in itertools.pairwise(moments))
+    if longest > GRACE + 5:
+        return warning(
+            f"silent for {longest:.0f} s", "Tunnels cut what is silent for long (Cloudflare 125 s, ngrok 5 min).",
+            "Send a ping every 15 s",
+        )  # fmt: skip
+    return ok(f"{hop.soak} s, never silent for more than {longest:.0f} s")
