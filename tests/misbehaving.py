@@ -48,7 +48,7 @@ class Disease:
         before: (request, headers) → an answer without asking the upstream, or None; it may change the headers.
         after: (request, status, headers) → what becomes of the answer's head; it changes the headers.
         body: (request, headers, chunks) → the chunks that the client gets.
-        holds: whether the head waits for the first byte of the body.
+        holds: whether the head waits for the first byte that the body gives.
     """
 
     what: str
@@ -75,6 +75,18 @@ async def _buffered_get(request: Request, headers: Headers, chunks: Chunks) -> C
     inner = _buffered(request, headers, chunks) if request.method == "GET" else chunks
     async for chunk in inner:
         yield chunk
+
+
+async def _eventful(request: Request, headers: Headers, chunks: Chunks) -> Chunks:
+    """Keep comments back until there is an event."""
+    kept = b""
+    async for chunk in chunks:
+        kept += chunk
+        if not _stream(headers) or b"data:" in kept:
+            yield kept
+            kept = b""
+    if kept:
+        yield kept
 
 
 async def _cut(request: Request, headers: Headers, chunks: Chunks) -> Chunks:
@@ -129,6 +141,8 @@ def _any_origin(request: Request, __: int, headers: MutableHeaders) -> None:
     if origin := request.headers.get("origin"):
         headers["access-control-allow-origin"] = origin
         headers["access-control-allow-headers"] = request.headers.get("access-control-request-headers", "*")
+        headers["access-control-allow-methods"] = "GET, POST, DELETE, OPTIONS"
+        headers["access-control-expose-headers"] = "Mcp-Session-Id, WWW-Authenticate, Retry-After, X-Request-Id"
 
 
 def _old_list(_: Request, __: int, headers: MutableHeaders) -> None:
@@ -201,7 +215,7 @@ DISEASES: dict[str, Disease] = {
     "none": Disease("passes everything on, unchanged"),
     "buffer-sse": Disease("keeps event streams until they end", body=_buffered, holds=True),
     "buffer-get": Disease("keeps the GET stream until it ends; POST streams pass", body=_buffered_get),
-    "hold-headers": Disease("keeps the head of an answer until its first byte", holds=True),
+    "hold-headers": Disease("keeps the head of a stream until its first event", holds=True, body=_eventful),
     "gzip-stream": Disease("compresses event streams", after=_compress, body=_gzipped),
     "cut": Disease(f"cuts every stream after {CUT_AFTER:.0f} s", body=_cut),
     "drop-expose": Disease("loses Access-Control-Expose-Headers", after=_remove("access-control-expose-headers")),

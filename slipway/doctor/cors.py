@@ -9,7 +9,8 @@ from slipway.doctor.wire import Answer, shown
 FOREIGN = "https://not-allowed.example"
 _COMMON = "authorization, content-type, accept, mcp-protocol-version"
 ASKED = {
-    "preflight-handshake": f"{_COMMON}, mcp-session-id, last-event-id",
+    "preflight-handshake": f"{_COMMON}, mcp-session-id",
+    "preflight-resume": f"{_COMMON}, mcp-session-id, last-event-id",
     "preflight-newest": f"{_COMMON}, mcp-method, mcp-name",
     "preflight-param": f"{_COMMON}, mcp-method, mcp-name, mcp-param-city",
     "preflight-ngrok": f"{_COMMON}, ngrok-skip-browser-warning",
@@ -86,6 +87,12 @@ async def _preflight(hop: Hop, asked: str) -> Finding:
 async def preflight_handshake(hop: Hop) -> Finding:
     """Ask leave for what a handshake-era page sends."""
     return await _preflight(hop, ASKED["preflight-handshake"])
+
+
+@check("preflight-resume", "preflight with Last-Event-ID")
+async def preflight_resume(hop: Hop) -> Finding:
+    """Ask leave for what a page sends to resume a stream."""
+    return await _preflight(hop, ASKED["preflight-resume"])
 
 
 @check("preflight-newest", "preflight, newest era")

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 import textwrap
 from importlib import metadata
@@ -81,17 +82,21 @@ def _wrapped(text: str, indent: str) -> str:
 
 
 def _clients(report: Report) -> list[str]:
-    lines = [f"Clients at {report.hops[-1].url}"]
+    last = report.hops[-1]
     groups: dict[tuple[str, str], list[str]] = {}
     for name, each in report.clients.items():
-        title = CLIENTS[name].title if name in CLIENTS else f"a page at {report.hops[-1].origin}"
-        groups.setdefault((each.verdict, each.why), []).append(title)
-    order = ("works", "works with", "cannot")
-    for (verdict, why), titles in sorted(groups.items(), key=lambda item: order.index(item[0][0])):
-        what = {"works": "works", "works with": f"works with {why}", "cannot": f"cannot, because: {why}"}[verdict]
-        sign = {"works": "✓", "works with": "✓", "cannot": "✗"}[verdict]
-        lines += [_wrapped(f"  {sign} {what}", "    "), _wrapped(f"      {', '.join(titles)}", "      ")]
-    return lines
+        title = CLIENTS[name].title if name in CLIENTS else f"a page at {last.origin}"
+        titles = groups.setdefault((each.verdict, each.why), [])
+        if title.removesuffix(", by command") not in titles:
+            titles.append(title)
+    lines, ca = [f"Clients at {last.url}"], shlex.quote(str(last.ca))
+    for verdict, sign in (("works", "✓"), ("works with", "✓"), ("cannot", "✗")):
+        for (found, why), titles in groups.items():
+            if found == verdict:
+                what = f"{verdict}, because {why}" if verdict == "cannot" else f"{verdict} {why}"
+                lines += [_wrapped(f"  {sign} {what.strip().replace(ca, '$CA')}", "    ")]
+                lines += [_wrapped(f"      {' · '.join(titles)}", "      ")]
+    return [*lines, *([f"  CA={ca}"] if any("$CA" in line for line in lines) else [])]
 
 
 def short(report: Report) -> str:

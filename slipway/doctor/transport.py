@@ -246,19 +246,20 @@ async def headers(hop: Hop) -> Finding:
         former = [await hop.before.reached(), await hop.before.stranger()]
     except NotApplicable:
         return ok("none doubled")
-    here, there = ({name for each in group for name, _ in each.headers} for group in (answers, former))
-    lost = sorted(n for n in there - here if n not in IDLE and n.startswith(("mcp-", "www-", "access-", "retry-")))
+    pairs = [(a, b) for a, b in zip(former, answers, strict=True) if a.status == b.status]
+    here, there = {n for _, b in pairs for n, _ in b.headers}, {n for a, _ in pairs for n, _ in a.headers}
+    lost = {n for n in there - here if n not in IDLE and n.startswith(("mcp-", "www-", "access-", "retry-"))}
     for kept in ("mcp-session-id", "www-authenticate"):
-        if any(a.header(kept) and not b.header(kept) for a, b in zip(former, answers, strict=True)):
-            lost = sorted({*lost, kept})
+        if any(a.header(kept) and not b.header(kept) for a, b in pairs):
+            lost.add(kept)
     added = sorted(name for name in here - there if name not in IDLE and not name.startswith("access-control-"))
     if lost:
         return failure(
-            f"lost: {shown(', '.join(lost))}", f"Between {hop.before.name} and here these headers get lost.",
+            f"lost: {shown(', '.join(sorted(lost)))}", f"Between {hop.before.name} and here these headers get lost.",
             "Let the proxy pass them on",
         )  # fmt: skip
-    if any("no-transform" in a.header("cache-control") and "no-transform" not in b.header("cache-control")
-           for a, b in zip(former, answers, strict=True)):  # fmt: skip
+    kept = "no-transform"
+    if any(kept in a.header("cache-control") and kept not in b.header("cache-control") for a, b in pairs):
         return warning("changed: cache-control", "Without no-transform a proxy may compress streams.", "Keep it")
     return ok(f"added: {shown(', '.join(added), 60)}" if added else "unchanged")
 

@@ -61,7 +61,10 @@ def _closed(found: Mapping[str, Finding]) -> str:
 
 def _limits(found: Mapping[str, Finding]) -> list[str]:
     """Return what everybody who connects has to live with."""
-    limits = {"post-stream": "progress and logs late", "body-limit": "small arguments only"}
+    limits = {
+        "post-stream": "progress and logs late", "get-stream": "no messages from the server",
+        "idle": "streams that are cut", "body-limit": "small arguments only",
+    }  # fmt: skip
     return [text for name, text in limits.items() if _bad(found, name)]
 
 
