@@ -24,6 +24,7 @@ import segno
 
 from slipway import edge, handout, knocks, opening, operator, settings, stack, tokens
 from slipway.clients import CLIENTS, UnknownClient
+from slipway.doctor import checkup
 from slipway.errors import Problem
 
 ROOT = Path(__file__).resolve().parent
@@ -65,6 +66,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--qr", action="store_true", help="show the URL as a QR code")
     add("--copy", action="store_true", help="copy the first configuration to the clipboard")
     add("--list-clients", action="store_true", help="list the names for --client")
+    add("--no-doctor", action="store_true", help="do not examine the way to the server after opening")
     add("--no-public", action="store_true", help="open no public URL")
     # for scripts/up: start server and edge first
     add("--up", action="store_true", help=argparse.SUPPRESS)
@@ -103,7 +105,9 @@ def main(argv: list[str]) -> None:
     wanted = chosen.url or config.public_url
     with watching, opening.opened(config, ROOT, url=wanted, public=not chosen.no_public, say=say) as door:
         ca = edge.ca_file(config, ROOT)
-        tools = edge.verify(door.url, minted.token, None if door.public else ca, patience=15 if door.public else 5)
+        trusted, patience = (None, 15.0) if door.public else (ca, 5.0)
+        mark = tokens.own_mark(secret)
+        tools = edge.verify(door.url, minted.token, trusted, patience=patience, mark=mark)
         sheet = handout.Handout(
             chosen.name,
             door.url,
@@ -112,12 +116,15 @@ def main(argv: list[str]) -> None:
             str(ca),
             minted,
             invite(config, secret, chosen),
+            f"http://localhost:{config.console_port}",
         )
         logs = [knocks.Tail(ROOT / config.state / "log" / f"{name}.jsonl") for name in ("server", "edge")]
         hand_out(sheet, chosen, tools)
         if not door.public and not chosen.no_public:
             say(GO_PUBLIC)
-        watch(logs, minted)
+        if not chosen.no_doctor:
+            checkup.begin(config, ROOT, secret, say)
+        watch(logs, minted, mark)
 
 
 def invite(config: settings.Settings, secret: tokens.Secret, chosen: argparse.Namespace) -> str:
@@ -141,6 +148,7 @@ def hand_out(sheet: handout.Handout, chosen: argparse.Namespace, tools: list[str
         if sheet.public:
             say(f"web         ChatGPT, claude.ai: add the URL above as a connector, sign in with {sheet.invite}")
         say(f"join        {sheet.join_url} with {sheet.invite}, for {INVITED} people")
+    say(f"console     {sheet.console} (the link with the token is among the configurations, or in --json)")
     say(f"verified    a real call listed {len(tools)} tools: {', '.join(tools[:8])}")
     if not chosen.json:
         for note in sheet.notes(names):
@@ -155,14 +163,14 @@ def hand_out(sheet: handout.Handout, chosen: argparse.Namespace, tools: list[str
             say("not copied: this machine has no clipboard program (Linux: apt install xclip or wl-clipboard)")
 
 
-def watch(logs: list[knocks.Tail], minted: tokens.Minted) -> None:
-    """Print a line for everyone who knocks, until a signal ends it."""
+def watch(logs: list[knocks.Tail], minted: tokens.Minted, mark: str) -> None:
+    """Print a line for everyone who knocks but ourselves, until a signal ends it."""
     say("\nwho knocks (Ctrl-C ends it):")
     warn_at = minted.claims["exp"] - 300
     while True:
         for tail in logs:
             for knock in map(knocks.parse, tail.lines()):
-                if knock and not knock.client.startswith(edge.USER_AGENT):
+                if knock and not knock.request_id.startswith(mark):
                     say(knocks.render(knock))
         if warn_at and time.time() > warn_at:
             warn_at = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import ssl
 import time
 from collections.abc import Callable
@@ -56,7 +57,13 @@ def check(config: Settings) -> None:
 
 
 def verify(
-    url: str, token: str, ca: Path | None, *, patience: float = 0.0, stop: Callable[[], bool] = bool
+    url: str,
+    token: str,
+    ca: Path | None,
+    *,
+    patience: float = 0.0,
+    stop: Callable[[], bool] = bool,
+    mark: str = "slipway",
 ) -> list[str]:
     """Call tools/list at an MCP URL as a client would.
 
@@ -66,6 +73,7 @@ def verify(
         ca: trust this root certificate; None trusts the system's (SSL_CERT_FILE is honoured).
         patience: seconds to try again while the answer is an error; a new name may need a moment.
         stop: asked between tries; True gives up.
+        mark: what our request ids begin with.
     Returns: the names of the tools that the token may call.
     Raises:
         Problem: with the status, and the tunnel's error code where there is one.
@@ -73,7 +81,7 @@ def verify(
     deadline = time.monotonic() + patience
     while True:
         try:
-            return _list_tools(url, token, _trust(ca))
+            return _list_tools(url, token, _trust(ca), mark)
         except Problem:
             if time.monotonic() >= deadline or stop():
                 raise
@@ -88,10 +96,11 @@ def _trust(ca: Path | None) -> ssl.SSLContext:
         raise Problem(f"The local authority's certificate {ca} cannot be read: {error.strerror}.", cure, 4) from None
 
 
-def _list_tools(url: str, token: str, trust: ssl.SSLContext) -> list[str]:
+def _list_tools(url: str, token: str, trust: ssl.SSLContext, mark: str) -> list[str]:
     headers = {
         "authorization": f"Bearer {token}", "accept": "application/json, text/event-stream",
         "user-agent": USER_AGENT, "ngrok-skip-browser-warning": "1",
+        "x-request-id": f"{mark}-{secrets.token_hex(8)}",
     }  # fmt: skip
     message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     try:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from slipway import clients, tokens
 
@@ -21,11 +22,18 @@ class Handout:
     ca_file: str
     minted: tokens.Minted
     invite: str = ""
+    console: str = ""
 
     @property
     def join_url(self) -> str:
         """The page on which somebody gets a token of their own by the invite code; "" where there is no code."""
         return self.url.removesuffix("/mcp") + "/join" if self.invite else ""
+
+    @property
+    def console_url(self) -> str:
+        """The browser console with URL and token in its fragment, which never leaves the browser."""
+        also = "" if self.url == self.local_url else f"&also={quote(self.local_url, safe='')}"
+        return f"{self.console}/#url={quote(self.url, safe='')}{also}&token={self.minted.token}"
 
     def endpoint(self) -> clients.Endpoint:
         """Return it as clients.py takes it: the local CA only where the URL is local."""
@@ -44,6 +52,7 @@ class Handout:
             "url": self.url, "public": self.public, "local_url": self.local_url, "ca_file": self.ca_file,
             "token": self.minted.token, "subject": self.minted.claims["sub"], "scope": self.minted.claims["scope"],
             "expires_at": self.expires_at(), "invite": self.invite, "join_url": self.join_url,
+            "console_url": self.console_url,
             "clients": {name: {"kind": s.kind, "path": s.path, "text": s.text} for name, s in snippets.items()},
         }  # fmt: skip
         return json.dumps(content)
@@ -56,6 +65,8 @@ class Handout:
         for name in names:
             snippet = clients.render(name, self.endpoint())
             parts.append(f"── {clients.CLIENTS[name].title} · {snippet.path} ──\n{snippet.text}")
+        if self.console:
+            parts.append(f"── the browser console · a link that holds the token ──\n{self.console_url}\n")
         return "\n".join(parts)
 
     def notes(self, names: list[str]) -> list[str]:

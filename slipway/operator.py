@@ -49,7 +49,10 @@ class Server:
         ).token
         request = urllib.request.Request(  # noqa: S310 our own loopback address
             self._url + path, method=method, data=json.dumps(content).encode() if content is not None else None,
-            headers={"authorization": f"Bearer {token}", "content-type": "application/json"},
+            headers={
+                "authorization": f"Bearer {token}", "content-type": "application/json",
+                "x-request-id": tokens.own_mark(self._secret),
+            },
         )  # fmt: skip
         # a proxy from the environment has no business on loopback
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import re
 import secrets
@@ -224,6 +225,11 @@ def refusal(secret: Secret | None, token: str) -> str:
     except (jwt.InvalidTokenError, ValueError, RecursionError):
         return ""
     return ""
+
+
+def own_mark(secret: Secret) -> str:
+    """Return what the request ids of our own probes begin with: nobody without the secret can hide behind it."""
+    return "slipway-" + hmac.new(secret.key(), b"request ids of our own", "sha256").hexdigest()[:12]
 
 
 def _unverified(token: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -309,15 +309,6 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-def config(name: str, upstream: str, port: int, certificate: tuple[str, str] | None = None) -> uvicorn.Config:
-    """Return what uvicorn needs to run the disease `name` on 127.0.0.1:port, with TLS where there is a certificate."""
-    return uvicorn.Config(
-        Proxy(upstream, DISEASES[name]), host="127.0.0.1", port=port, log_level="critical", lifespan="off",
-        server_header=False, date_header=False, timeout_graceful_shutdown=1,
-        ssl_certfile=certificate[0] if certificate else None, ssl_keyfile=certificate[1] if certificate else None,
-    )  # fmt: skip
-
-
 def main() -> None:
     """Put one disease in front of the local edge until Ctrl-C."""
     width = max(map(len, DISEASES))
@@ -328,6 +319,8 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("name", choices=list(DISEASES), metavar="NAME", help="what goes wrong")
     parser.add_argument("--port", type=int, default=PORT, help=f"where it listens on 127.0.0.1 ({PORT})")
+    # for tests: files of a certificate and its key
+    parser.add_argument("--certificate", nargs=2, default=(None, None), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     ours = settings.load(os.environ, ROOT / ".env")
     url = f"http://localhost:{chosen.port}/mcp"
@@ -338,7 +331,12 @@ def main() -> None:
         f"  ./scripts/doctor {url}\n  http://localhost:{ours.console_port}/#url={url}\nCtrl-C ends it.",
         file=sys.stderr, flush=True,
     )  # fmt: skip
-    server = uvicorn.Server(config(chosen.name, f"http://127.0.0.1:{ours.edge_port}", chosen.port))
+    certificate, key = chosen.certificate
+    proxy = Proxy(f"http://127.0.0.1:{ours.edge_port}", DISEASES[chosen.name])
+    server = uvicorn.Server(uvicorn.Config(
+        proxy, host="127.0.0.1", port=chosen.port, log_level="critical", lifespan="off", server_header=False,
+        date_header=False, timeout_graceful_shutdown=1, ssl_certfile=certificate, ssl_keyfile=key,
+    ))  # fmt: skip
     try:
         server.run()
     except SystemExit:

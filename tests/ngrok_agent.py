@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import ssl
 import stat
 import sys
@@ -207,7 +208,7 @@ class Agent:
     # --- the service's edge
 
     async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_writer = None
+        up = None
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             first, *headers = head.rstrip("\r\n").split("\r\n")
@@ -218,8 +219,12 @@ class Agent:
                     and "ngrok-skip-browser-warning" not in given:  # fmt: skip
                 return await page(writer, 200, "ERR_NGROK_6024", "You are about to visit …")
             upstream = urlsplit(next(iter(self.endpoints.values()))["upstream"]["url"])
+            loop = asyncio.get_running_loop()
+            # a bare socket: asyncio's streams forget what came as soon as a write fails
+            up = socket.socket()
+            up.setblocking(False)
             try:
-                up_reader, up_writer = await asyncio.open_connection(upstream.hostname, upstream.port)
+                await loop.sock_connect(up, (upstream.hostname, upstream.port))
             except OSError:
                 return await page(writer, 502, "ERR_NGROK_8012", "The upstream refused the connection.")
             kept = [line for line in headers if line.split(":", 1)[0].lower() not in
@@ -228,25 +233,55 @@ class Agent:
             chain = ", ".join(filter(None, (given.get("x-forwarded-for"), peer)))
             proto = ", ".join(filter(None, (given.get("x-forwarded-proto"), "https")))
             kept += [f"X-Forwarded-For: {chain}", f"X-Forwarded-Proto: {proto}", "Connection: close"]
-            up_writer.write("\r\n".join([first, *kept, "", ""]).encode("latin-1"))
-            out = asyncio.create_task(pipe(up_reader, writer))
-            sent = asyncio.create_task(pipe(reader, up_writer))
+            await loop.sock_sendall(up, "\r\n".join([first, *kept, "", ""]).encode("latin-1"))
+            out = asyncio.create_task(downward(up, writer))
+            sent = asyncio.create_task(upward(reader, up))
             # either side's end is the end: a client that leaves must be noticed upstream
-            await asyncio.wait({out, sent}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (out, sent):
-                task.cancel()
+            done, _ = await asyncio.wait({out, sent}, return_when=asyncio.FIRST_COMPLETED)
+            if sent in done and not sent.result():
+                # the edge answered before the whole body was read: the answer still goes to the client
+                await asyncio.wait({out})
+            if not sent.done() or sent.cancelled() or not sent.result():
+                sent.cancel()
+                await asyncio.wait({sent})
+                # a close before the client has sent all would take the answer back
+                await drain(reader, 0.3)
+            out.cancel()
         except (OSError, ValueError, IndexError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass
         finally:
-            for each in filter(None, (up_writer, writer)):
-                each.close()
+            if up:
+                up.close()
+            writer.close()
 
 
-async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def upward(reader: asyncio.StreamReader, up: socket.socket) -> bool:
+    """Pass what the client sends on. Returns: whether the client ended, not the upstream."""
+    while True:
+        try:
+            data = await reader.read(65536)
+        except OSError:
+            return True
+        if not data:
+            return True
+        try:
+            await asyncio.get_running_loop().sock_sendall(up, data)
+        except OSError:
+            return False
+
+
+async def downward(up: socket.socket, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
-        while data := await reader.read(65536):
+        while data := await asyncio.get_running_loop().sock_recv(up, 65536):
             writer.write(data)
             await writer.drain()
+
+
+async def drain(reader: asyncio.StreamReader, seconds: float) -> None:
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(seconds):
+            while await reader.read(65536):
+                pass
 
 
 async def page(writer: asyncio.StreamWriter, status: int, code: str, text: str) -> None:

@@ -84,6 +84,32 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving": {"app", "errors", "knocks", "proxy.loading", "settings", "store", "targets", "tokens"},
     "compose": {"errors", "packages", "processes", "settings", "targets"},
     "edge": {"errors", "ngrok_errors", "settings"},
+    "doctor.wire": set(),
+    "doctor.hops": {"doctor.wire"},
+    "doctor.checks": {"doctor.hops"},
+    "doctor.transport": {"doctor.checks", "doctor.hops", "doctor.wire", "ngrok_errors"},
+    "doctor.access": {"doctor.checks", "doctor.hops", "doctor.transport", "doctor.wire"},
+    "doctor.protocol": {"doctor.checks", "doctor.hops", "doctor.wire"},
+    "doctor.cors": {"doctor.checks", "doctor.hops", "doctor.wire"},
+    "doctor.streams": {"doctor.checks", "doctor.hops", "doctor.wire"},
+    "doctor.verdicts": {"clients", "doctor.hops"},
+    "doctor.examine": {
+        "doctor.access",
+        "doctor.checks",
+        "doctor.cors",
+        "doctor.hops",
+        "doctor.protocol",
+        "doctor.streams",
+        "doctor.transport",
+        "doctor.verdicts",
+        "edge",
+        "errors",
+        "settings",
+        "tokens",
+    },
+    "doctor.report": {"clients", "doctor.checks", "doctor.examine", "errors"},
+    "doctor.checkup": {"doctor.examine", "doctor.report", "settings", "tokens"},
+    "doctor.__main__": {"doctor.examine", "doctor.report", "errors", "settings", "tokens"},
     "handout": {"clients", "tokens"},
     "tunnels": {"ngrok_errors", "processes"},
     "opening": {"edge", "errors", "processes", "settings", "tunnels"},
@@ -103,7 +129,17 @@ SERVER_SIDE = {
     "serving",
     "proxy.upstreams",
 }
-READS_THE_ENVIRONMENT = {"compose", "mint", "opening", "operator", "serving", "stack", "tunnels"}
+READS_THE_ENVIRONMENT = {
+    "compose",
+    "doctor.__main__",
+    "doctor.transport",
+    "mint",
+    "opening",
+    "operator",
+    "serving",
+    "stack",
+    "tunnels",
+}
 
 
 def imported(path: Path) -> set[str]:

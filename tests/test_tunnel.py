@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx2
 import psutil
@@ -290,7 +291,8 @@ class Up:
 async def test_up_ends_in_a_public_url_that_a_client_can_use(
     checkout: Path, account: dict[str, str], number: int
 ) -> None:
-    environment = clean_environment(checkout, **account)
+    # Node reads SSL_CERT_FILE only where it is told to
+    environment = clean_environment(checkout, **account, NODE_EXTRA_CA_CERTS=account["SSL_CERT_FILE"])
     up = Up(checkout, environment, "--json", "--subject", "ana", "--tools", "add,whoami", "--ttl", "10m")
     try:
         text = up.product()
@@ -307,9 +309,13 @@ async def test_up_ends_in_a_public_url_that_a_client_can_use(
             "expires_at",
             "invite",
             "join_url",
+            "console_url",
             "clients",
         }
         assert product["public"] is True
+        console, _, fragment = product["console_url"].partition("/#")
+        assert httpx2.get(console, trust_env=False).status_code == 200
+        assert {f"url={quote(product['url'], safe='')}", f"token={product['token']}"} <= set(fragment.split("&"))
         assert product["scope"] == "tool:add tool:whoami"
         assert set(product["clients"]["cursor"]) == {"kind", "path", "text"}
         assert product["token"] in product["clients"]["cursor"]["text"]
@@ -320,6 +326,9 @@ async def test_up_ends_in_a_public_url_that_a_client_can_use(
                     assert [tool.name for tool in await client.list_tools()] == ["whoami", "add"]
                     assert (await client.call_tool("add", {"a": 2, "b": 3})).data == 5
         wait_until(lambda: "tools/call add" in up.story, what="a line for the call")
+        wait_until(lambda: "doctor   " in up.story, 40, "the doctor's word")
+        assert "at 4 hops: all well" in up.story, up.story
+        assert "slipway-check" not in up.story, "our own probes are no news"
         async with httpx2.AsyncClient(verify=ssl.create_default_context(cafile=account["SSL_CERT_FILE"])) as http:
             refused = await http.post(product["url"], headers={"authorization": "Bearer nonsense"}, json={})
             origin = product["url"].removesuffix("/mcp")

@@ -65,7 +65,9 @@ async def _preflight(hop: Hop, asked: str) -> Finding:
     answer = await hop.ask("OPTIONS", token=False, headers=headers, http2=True)
     if not 200 <= answer.status < 300:
         cause = "Browsers send the preflight without a token, and give up on any answer but 2xx."
-        if answer.status in (401, 403):
+        if answer.status == 403:
+            return _bad(hop, f"OPTIONS: {answer.said()}", f"The origin {hop.origin} is refused.", _allow(hop))
+        if answer.status == 401:
             cause = "Something asks the preflight for a token, which browsers never send along."
         return _bad(hop, f"OPTIONS: {answer.said()}", cause, "Answer OPTIONS before anything asks for a token")
     if unreadable := _readable(hop, answer, "OPTIONS"):

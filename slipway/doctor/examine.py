@@ -117,6 +117,8 @@ def hops(config: Settings, root: Path, asked: Asked, secret: tokens.Secret | Non
     logs = root / config.state / "log"
     if not ours:
         return [Hop("url", asked.url, **shared, ca=ca if _local(asked.url) else None)]
+    if secret:
+        shared["mark"] = tokens.own_mark(secret)
     shared |= {"ours": True, "logged": lambda request_id: _logged(logs, request_id)}
     names = list(own) if not asked.url else list(own)[: list(own).index(here) + 1] if here else ["server", "edge"]
     made: dict[str, Hop] = {}
@@ -138,10 +140,11 @@ def _is_ours(config: Settings, root: Path, asked: Asked) -> bool:
     async def probe() -> bool:
         hop = Hop("url", asked.url, ca=edge.ca_file(config, root) if _local(asked.url) else None)
         try:
-            answers = [await hop.ask("GET", token=False, seconds=5), await hop.ask("OPTIONS", token=False, seconds=5)]
+            # not the endpoint itself: what stands in front may redirect that
+            answer = await hop.ask("GET", path="/slipway-doctor", token=False, seconds=5)
         finally:
             await hop.close()
-        return any(each.status and _logged(root / config.state / "log", each.request_id) for each in answers)
+        return bool(answer.status and _logged(root / config.state / "log", answer.request_id))
 
     return asyncio.run(probe())
 

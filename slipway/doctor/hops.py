@@ -19,6 +19,7 @@ HANDSHAKE = "2025-11-25"
 NEWEST = "2026-07-28"
 JSON_AND_STREAM = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
 _ABOUT_US = {"name": "slipway-check", "version": "1"}
+HELLO: dict[str, Any] = {"protocolVersion": HANDSHAKE, "capabilities": {}, "clientInfo": _ABOUT_US}
 
 Verdict = Literal["ok", "warning", "failure", "not-applicable"]
 
@@ -72,6 +73,7 @@ class Hop:
         soak: seconds for which idle streams are held.
         strict: whether an origin was asked for, so that missing CORS is a failure also of a foreign server.
         refused: what we know against the token without asking, "" if nothing.
+        mark: what the ids of our requests begin with.
         logged: (request id) → what our own logs wrote about the request, {} if nothing.
     """
 
@@ -85,6 +87,7 @@ class Hop:
     soak: int = 0
     strict: bool = False
     refused: str = ""
+    mark: str = "doctor"
     logged: Callable[[str], dict[str, Any]] = lambda _: {}
     limited: list[Answer] = field(default_factory=list)
     found: dict[str, asyncio.Task[Finding]] = field(default_factory=dict)
@@ -134,7 +137,7 @@ class Hop:
             path: another than the endpoint's.
             token: False leaves the token out.
         """
-        sent = {"x-request-id": f"doctor-{secrets.token_hex(8)}", **(headers or {})}
+        sent = {"x-request-id": f"{self.mark}-{secrets.token_hex(8)}", **(headers or {})}
         if token and self.token:
             sent["authorization"] = f"Bearer {self.token}"
         content = json.dumps(body).encode() if body is not None else how.pop("content", b"")
@@ -174,9 +177,8 @@ class Hop:
         """
 
         async def probe() -> Answer:
-            params = {"protocolVersion": HANDSHAKE, "capabilities": {}, "clientInfo": _ABOUT_US}
             headers = {"origin": self.origin} if page else {}
-            return await self.post("initialize", params, token=token, headers=headers, http2=page and self.secure)
+            return await self.post("initialize", HELLO, token=token, headers=headers, http2=page and self.secure)
 
         found: Answer = await self.once(f"hello {token} {page}", probe)
         return found

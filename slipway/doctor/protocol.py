@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slipway.doctor.checks import check
-from slipway.doctor.hops import HANDSHAKE, NEWEST, Finding, Hop, NotApplicable, failure, ok, warning
+from slipway.doctor.hops import HANDSHAKE, HELLO, NEWEST, Finding, Hop, NotApplicable, failure, ok, warning
 from slipway.doctor.wire import shown
 
 
@@ -18,14 +18,18 @@ async def handshake(hop: Hop) -> Finding:
     if answer.status in (404, 405):
         return failure(answer.said(), "There is no MCP endpoint at this path.", "Check the path: most end in /mcp")
     result = answer.result()
-    if answer.status != 200 or "protocolVersion" not in result:
+    if answer.status != 200 or not isinstance(result.get("protocolVersion"), str):
         error = answer.message().get("error")
         what = shown(str(error.get("message", ""))) if isinstance(error, dict) else answer.said()
         return failure(what or "no result", "The server does not answer initialize as MCP asks.", "Check the URL")
     tools = await hop.tools()
     info = result.get("serverInfo")
     who = shown(str(info.get("name", "")), 30) if isinstance(info, dict) else "a server"
-    return ok(f"{who}, {shown(str(result['protocolVersion']), 12)}, {len(tools)} tools")
+    return ok(f"{who}, {shown(str(result['protocolVersion']), 12)}, {_tools(len(tools))}")
+
+
+def _tools(count: int) -> str:
+    return f"{count} tool{'' if count == 1 else 's'}"
 
 
 @check("newest", f"newest era ({NEWEST})")
@@ -33,10 +37,10 @@ async def newest(hop: Hop) -> Finding:
     """Discover and list the tools, without a session."""
     await hop.admitted()
     answer = await hop.post_newest("server/discover")
-    if answer.status == 200 and answer.result():
+    if answer.status == 200 and isinstance(answer.result().get("capabilities"), dict):
         listed = await hop.post_newest("tools/list")
         tools = listed.result().get("tools")
-        return ok(f"{len(tools) if isinstance(tools, list) else 0} tools")
+        return ok(_tools(len(tools) if isinstance(tools, list) else 0))
     error = answer.message().get("error")
     said = shown(str(error.get("message", ""))) if isinstance(error, dict) else answer.said()
     if await hop.well_before("newest"):
@@ -63,8 +67,7 @@ async def session(hop: Hop) -> Finding:
     answer = await hop.post("ping", headers=await hop.in_session())
     if answer.status != 200:
         return failure(answer.said(), "The session that was just opened is not known.", "One replica only, or sticky")
-    params = {"protocolVersion": HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "slipway-check"}}
-    second = (await hop.post("initialize", params)).header("mcp-session-id")[:256]
+    second = (await hop.post("initialize", HELLO)).header("mcp-session-id")[:256]
     ended = await hop.ask("DELETE", headers={"mcp-session-id": second})
     if ended.status in (200, 202, 204):
         return ok(f"opened, used, ended ({ended.status})")

@@ -50,23 +50,23 @@ def _troubles(report: Report) -> list[str]:
         return [f"All well: {count} checks at {_count(len(report.hops), 'hop')}.", ""]
     lines = [_wrapped(f"First trouble at {hop}: {', '.join(names)}", "  "), ""]
     for verdict in ("failure", "warning"):
-        for name in CHECKS:
-            at = [i for i, group in enumerate(report.found) if group[name].verdict == verdict]
-            if at:
-                lines += told(report, name, at)
+        # what has one cause is said once
+        groups: dict[tuple[str, str], dict[str, list[str]]] = {}
+        for at, group in zip(report.hops, report.found, strict=True):
+            for name, each in group.items():
+                if each.verdict == verdict:
+                    groups.setdefault((each.cause, each.cure), {}).setdefault(name, []).append(at.name)
+        for (cause, cure), checks in groups.items():
+            first = next(iter(checks))
+            where = list(dict.fromkeys(name for hops in checks.values() for name in hops))
+            saw = report.found[[each.name for each in report.hops].index(where[0])][first].saw
+            lines += [
+                _wrapped(f"{SIGNS[verdict]} {', '.join(checks)} at {', '.join(where)}: {saw}", "    "),
+                _wrapped(f"    {cause}", "    "),
+                *([_wrapped(f"    → {cure}", "      ")] if cure else []),
+                "",
+            ]
     return lines
-
-
-def told(report: Report, name: str, at: list[int]) -> list[str]:
-    """Return a finding in sentences: where, what, why, what to do."""
-    found = report.found[at[0]][name]
-    where = ", ".join(report.hops[i].name for i in at)
-    return [
-        _wrapped(f"{SIGNS[found.verdict]} {name} at {where}: {found.saw}", "    "),
-        _wrapped(f"    {found.cause}", "    "),
-        *([_wrapped(f"    → {found.cure}", "      ")] if found.cure else []),
-        "",
-    ]
 
 
 def _wrapped(text: str, indent: str) -> str:

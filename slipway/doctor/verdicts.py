@@ -45,7 +45,9 @@ def _well(found: Mapping[str, Finding], name: str) -> bool:
 
 
 def _cannot(why: str) -> ClientVerdict:
-    return ClientVerdict("cannot", why)
+    # a sentence becomes a clause, unless it begins with a name such as OAuth
+    lower = why[:1].lower() + why[1:] if why[1:2].islower() or why[1:2] == " " else why
+    return ClientVerdict("cannot", lower.replace(". (", " (").rstrip("."))
 
 
 def _closed(found: Mapping[str, Finding]) -> str:
@@ -101,7 +103,7 @@ def _page(hop: Hop, found: Mapping[str, Finding]) -> ClientVerdict:
         return _cannot(why)
     for name in PAGE:
         if name in found and found[name].verdict in ("failure", "warning"):
-            return _cannot(f"{found[name].cause.rstrip('.')} ({name}: {found[name].saw})")
+            return _cannot(f"{found[name].cause} ({name})")
     needed = _limits(found)
     if not hop.token and _well(found, "challenge"):
         needed.append("a token")

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx2
 
-USER_AGENT = "slipway-check/doctor"  # tunnel.py's log leaves out what begins so
+USER_AGENT = "slipway-check/doctor"
 MAX_BYTES = 256 * 1024
 SECONDS = 10.0
 

@@ -247,7 +247,9 @@ def test_a_body_over_the_limit_is_413_and_one_below_passes(shared_stack: Stack, 
 
 def test_without_its_block_the_body_limit_is_gone(make_stack: Callable[..., Stack]) -> None:
     whole = (ROOT / "Caddyfile").read_text()
-    stack = make_stack(whole.replace("max_size {$SLIPWAY_MAX_BODY:1MB}", "max_size 50MB"))
+    stack = make_stack(
+        whole.replace("max_size {$SLIPWAY_MAX_BODY:1MB}", "max_size 50MB").replace("error @announced 413", "")
+    )
     answer = ask(stack, "plain", "POST", headers=stack.bearer(), content=b" " * 1_000_200)
     assert "SLIPWAY_MAX_BODY" not in answer.text
 
@@ -356,6 +358,19 @@ def test_what_is_left_of_a_body_is_never_taken_for_a_request(
         assert came.startswith(b"HTTP/1.1 4")
 
 
+@pytest.mark.parametrize(
+    ("limit", "passes", "refused"),
+    [("2MiB", 2_000_000, 2_200_000), ("300KB", 299_000, 301_000), ("64KiB", 65_000, 66_000), ("5000B", 4900, 5100)],
+)
+def test_the_limit_is_what_the_setting_says(
+    make_stack: Callable[..., Stack], limit: str, passes: int, refused: int
+) -> None:
+    stack = make_stack(SLIPWAY_MAX_BODY=limit)
+    for size, status in ((passes, 400), (refused, 413)):
+        assert ask(stack, "plain", "POST", headers=stack.bearer(), content=b" " * size).status_code == status
+
+
 def test_without_its_block_the_rest_of_a_body_is_answered_too(make_stack: Callable[..., Stack]) -> None:
-    stack = make_stack((ROOT / "Caddyfile").read_text().replace("import one_answer", ""))
+    whole = (ROOT / "Caddyfile").read_text()
+    stack = make_stack(whole.replace("import one_answer", "").replace("error @announced 413", ""))
     assert answers_to_one_request(stack.config.edge_port, "POST", "/mcp", 1_500_000).count(b"HTTP/1.1 ") == 2
