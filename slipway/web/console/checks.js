@@ -6,6 +6,8 @@ import { exchange, isLoopback, readBody } from './wire.js';
 const SECONDS = 10;
 const STEPS = { n: 6, seconds: 0.5 };
 const LASTING = STEPS.n * STEPS.seconds * 1000;
+const DISCOVER = { id: 3, method: 'server/discover', params: { _meta: newestMeta() } };
+const DISCOVERING = { 'MCP-Protocol-Version': NEWEST, 'Mcp-Method': 'server/discover' };
 const EXPOSE = 'Access-Control-Expose-Headers: Mcp-Session-Id, WWW-Authenticate, Retry-After';
 
 const ok = (saw) => ({ verdict: 'ok', saw });
@@ -63,6 +65,14 @@ class Probe {
       if (reach.failed || reach.late) return { reach: false };
       const manual = await this.ask({ redirect: 'manual', plain: true, token: false, label: 'simple GET' });
       if (manual.record.type === 'opaqueredirect') return { reach: true, redirect: true };
+      let redirect = false;
+      if (manual.failed) {
+        // a redirect without CORS headers looks like any other failure; but then the other spelling can be read
+        const { pathname } = new URL(this.url);
+        const other = await this.ask({ path: pathname.endsWith('/') ? pathname.slice(0, -1) : `${pathname}/`, plain: true, token: false, label: 'other spelling' });
+        redirect = !other.failed;
+      }
+      if (redirect) return { reach: true, redirect };
       const simple = { method: 'POST', plain: true, token: false, body: '{}', headers: { 'Content-Type': 'text/plain' }, label: 'simple POST' };
       return { reach: true, get: !manual.failed, post: !(await this.ask(simple)).failed };
     });
@@ -74,8 +84,8 @@ class Probe {
     const found = await this.diagnose();
     if (!found.reach) throw new Skip('nothing can be reached: see reach');
     if (found.redirect) throw new Skip('it redirects: see redirect');
-    if (!found.get && !found.post) throw new Skip('no answer can be read: see allow-origin-once');
-    if (!found.post) return failure(`${what}: withheld`, 'Answers to a POST carry no Access-Control-Allow-Origin: a proxy answers with an error page of its own (429, 502).', 'Add the CORS headers to every answer; ./scripts/doctor shows which status it is');
+    if (!found.get && !found.post && !(await this.greeted())) throw new Skip('no answer can be read: see allow-origin-once');
+    if (!found.post && !(await this.greeted())) return failure(`${what}: withheld`, 'Answers to a POST carry no Access-Control-Allow-Origin: a proxy answers with an error page of its own (429, 502).', 'Add the CORS headers to every answer; ./scripts/doctor shows which status it is');
     return failure(`${what}: the preflight is refused`, 'The browser asked for leave (OPTIONS) and did not get it, so it never sent the request.', `Answer OPTIONS with 204, before anything asks for a token, and allow the headers that are asked for. ${this.allow}`);
   }
 
@@ -93,6 +103,16 @@ class Probe {
       const answer = await this.post(initializeBody(), { label: 'initialize' });
       return { answer, session: answer.response?.headers.get('mcp-session-id') };
     });
+  }
+
+  // Whether a page can read the answer to a real request.
+  async greeted() {
+    const { answer } = await this.hello();
+    return !answer.failed && !answer.late;
+  }
+
+  failed(id) {
+    return this.facts.findings?.[id] && this.facts.findings[id] !== 'ok' && this.facts.findings[id] !== 'not-applicable';
   }
 
   async admitted() {
@@ -172,13 +192,25 @@ export const CHECKS = [
   { id: 'allow-origin-once', title: 'Exactly one Access-Control-Allow-Origin', async run(probe) {
     const found = await probe.diagnose();
     if (!found.reach || found.redirect) return skip('see the checks above');
-    if (found.get) return ok('a simple request can be read');
+    if (found.get || await probe.greeted()) return ok('an answer can be read');
+    if (found.post) return ok('an answer to a POST can be read');
     return failure('answers come, but the browser withholds them', 'Access-Control-Allow-Origin is missing, names another origin, or stands there twice (a proxy and the app both add it).', `Let one hop alone write it. ${probe.allow}. ./scripts/doctor URL --origin ${probe.origin} shows the header as it is`);
+  } },
+  { id: 'interstitial', title: 'No page in front', async run(probe) {
+    const found = await probe.diagnose();
+    if (!found.reach || found.redirect) return skip('see the checks above');
+    const path = '/.well-known/oauth-protected-resource/mcp';
+    const plain = await probe.ask({ path, plain: true, token: false, label: 'as a browser' });
+    const html = (plain.response?.headers.get('content-type') || '').includes('text/html') && plain.record.status === 200;
+    if (!plain.failed && !html) return ok('none');
+    const skipping = await probe.ask({ path, plain: true, token: false, headers: { 'ngrok-skip-browser-warning': '1' }, label: 'skipping the page' });
+    if (skipping.failed || (skipping.response?.headers.get('content-type') || '').includes('text/html')) return skip('a GET cannot be read: see the checks above');
+    return warning(html ? 'text/html' : 'a GET is withheld', 'A tunnel shows browsers a page of its own first (ngrok, free plan): GET streams and OAuth metadata fail.', 'Send the header ngrok-skip-browser-warning: 1, as this console does');
   } },
   { id: 'preflight-handshake', title: 'Preflight of the handshake era', run: (probe) => probe.allowed({ 'MCP-Protocol-Version': HANDSHAKE, 'Mcp-Session-Id': 'console-preflight' }, 'POST') },
   { id: 'preflight-resume', title: 'Preflight with Last-Event-ID', run: (probe) => probe.allowed({ 'MCP-Protocol-Version': HANDSHAKE, 'Last-Event-ID': 'console' }, 'POST') },
-  { id: 'preflight-newest', title: 'Preflight of the newest era', run: (probe) => probe.allowed({ 'MCP-Protocol-Version': NEWEST, 'Mcp-Method': 'ping', 'Mcp-Name': 'console' }, 'POST') },
-  { id: 'preflight-param', title: 'Preflight with Mcp-Param-*', run: (probe) => probe.allowed({ 'MCP-Protocol-Version': NEWEST, 'Mcp-Method': 'ping', 'Mcp-Param-City': 'Oslo' }, 'POST') },
+  { id: 'preflight-newest', title: 'Preflight of the newest era', run: (probe) => probe.allowed({ ...DISCOVERING, 'Mcp-Name': 'console' }, 'POST', DISCOVER) },
+  { id: 'preflight-param', title: 'Preflight with Mcp-Param-*', run: (probe) => probe.allowed({ ...DISCOVERING, 'Mcp-Param-City': 'Oslo' }, 'POST', DISCOVER) },
   { id: 'preflight-ngrok', title: 'Preflight with ngrok-skip-browser-warning', run: (probe) => probe.allowed({ 'ngrok-skip-browser-warning': '1' }, 'POST') },
   { id: 'token', title: 'The token is accepted', async run(probe) {
     if (!probe.token) return skip('none was given');
@@ -199,7 +231,7 @@ export const CHECKS = [
   } },
   { id: 'newest', title: `Newest era (${NEWEST})`, async run(probe) {
     await probe.admitted();
-    const answer = await probe.post({ id: 3, method: 'server/discover', params: { _meta: newestMeta() } }, { headers: { 'MCP-Protocol-Version': NEWEST, 'Mcp-Method': 'server/discover' } });
+    const answer = await probe.post(DISCOVER, { headers: DISCOVERING });
     if (answer.failed || answer.late) return skip('see preflight-newest');
     if (answer.record.status === 200 && answer.text.includes('"result"')) return ok('server/discover answers');
     if (answer.response.headers.get('x-request-id')) return failure(`${answer.record.status} ${answer.text.slice(0, 100)}`, 'A Slipway speaks the newest era: the Mcp-* headers of the request do not arrive.', 'Let the proxy pass Mcp-Method, Mcp-Name and MCP-Protocol-Version on');
@@ -211,12 +243,16 @@ export const CHECKS = [
   } },
   readable('401-readable', 'The page reads 401 and why', async (probe) => {
     const answer = await probe.post(initializeBody(), { token: false, label: 'without token' });
+    if (probe.failed('preflight-handshake')) return skip('see preflight-handshake');
+    if (answer.failed && await probe.greeted()) return failure('withheld', 'Errors carry no Access-Control-Allow-Origin.', 'Add the CORS headers to every answer, errors too (nginx: add_header … always)');
     if (answer.failed || answer.late) return answer;
     if (answer.record.status !== 401) return skip(`without a token it answers ${answer.record.status}`);
     return challengeOf(answer) ? ok('status and WWW-Authenticate') : failure('no WWW-Authenticate', 'A page cannot learn where to sign in: the header is missing or not exposed.', EXPOSE);
   }),
   readable('404-readable', 'The page reads 404', async (probe) => {
     const answer = await probe.ask({ path: '/.well-known/nothing', plain: true, token: false });
+    if (answer.failed && probe.failed('interstitial')) return skip('see interstitial');
+    if (answer.failed && probe.failed('allow-origin-once')) return skip('see allow-origin-once');
     if (answer.failed) return failure('withheld', 'Errors carry no Access-Control-Allow-Origin.', 'Add the CORS headers to every answer, errors too (nginx: add_header … always)');
     return answer.late ? answer : answer.record.status === 404 ? ok('readable') : skip(`an unknown path answers ${answer.record.status}`);
   }),
@@ -235,6 +271,7 @@ export const CHECKS = [
     return streamed(probe, message, headers);
   } },
   { id: 'post-stream-newest', title: 'The same in the newest era', async run(probe) {
+    if (probe.failed('preflight-newest') || probe.failed('newest')) return skip('see preflight-newest and newest');
     const message = await probe.countdown();
     const params = { ...message.params, _meta: { ...newestMeta(), progressToken: 'console' } };
     const finding = await streamed(probe, { ...message, params }, { 'MCP-Protocol-Version': NEWEST, 'Mcp-Method': 'tools/call', 'Mcp-Name': 'countdown' });
@@ -243,6 +280,7 @@ export const CHECKS = [
   { id: 'get-stream', title: 'The GET stream opens at once', async run(probe) {
     const { session } = await probe.admitted();
     if (!session) return skip('without a session there is none');
+    if (probe.failed('interstitial')) return skip('see interstitial');
     const headers = { 'Mcp-Session-Id': session, 'MCP-Protocol-Version': HANDSHAKE, Accept: 'text/event-stream' };
     const answer = await probe.ask({ headers, seconds: 4, until: () => true, label: 'GET stream' });
     const { record } = answer;
@@ -258,6 +296,7 @@ export const CHECKS = [
     const message = await probe.countdown();
     const { session, headers } = await probe.admitted();
     if (!session) return skip('without a session nothing is kept');
+    if (probe.failed('get-stream') || probe.failed('interstitial')) return skip('see get-stream');
     let last = '';
     await probe.post({ ...message, id: 8 }, { headers, label: 'to be cut', until: (event) => { last = event.id || last; return event.data?.includes('notifications/progress'); } });
     if (!last) return skip('the server numbers no events');
@@ -295,17 +334,6 @@ export const CHECKS = [
     const { host, protocol } = new URL(origin);
     const wrong = named.find((each, at) => (at === 0 || isLoopback(each.href)) && (each.host !== host || (protocol === 'https:' && each.protocol !== protocol)));
     return wrong ? failure(`names ${wrong.origin}`, 'OAuth clients refuse metadata that names another address.', 'Let the proxy keep the Host header; build the metadata from the public address') : ok('names this address');
-  } },
-  { id: 'interstitial', title: 'No page in front', async run(probe) {
-    const found = await probe.diagnose();
-    if (!found.reach || found.redirect) return skip('see the checks above');
-    const path = '/.well-known/oauth-protected-resource/mcp';
-    const plain = await probe.ask({ path, plain: true, token: false, label: 'as a browser' });
-    const html = (plain.response?.headers.get('content-type') || '').includes('text/html') && plain.record.status === 200;
-    if (!plain.failed && !html) return ok('none');
-    const skipping = await probe.ask({ path, plain: true, token: false, headers: { 'ngrok-skip-browser-warning': '1' }, label: 'skipping the page' });
-    if (skipping.failed || (skipping.response?.headers.get('content-type') || '').includes('text/html')) return skip('a GET cannot be read: see the checks above');
-    return warning(html ? 'text/html' : 'a GET is withheld', 'A tunnel shows browsers a page of its own first (ngrok, free plan): GET streams and OAuth metadata fail.', 'Send the header ngrok-skip-browser-warning: 1, as this console does');
   } },
   { id: 'body-limit', title: 'Bodies of 100 KB pass', async run(probe) {
     const { headers } = await probe.admitted();
@@ -347,6 +375,7 @@ export async function runChecks(checks, context, report) {
       if (context.signal?.aborted) return;
       finding = error instanceof Skip ? skip(error.message) : skip(`could not be judged: ${error.message}`);
     }
+    (facts.findings ??= {})[check.id] = finding.verdict;
     report(check, finding, probe.exchanges);
   }
 }
