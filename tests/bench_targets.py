@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import shlex
-import shutil
 import signal
 import statistics
 import subprocess
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import httpx2
 
-from tests.conftest import ROOT, Stack, free_ports, wait_until
+from tests.conftest import ROOT, Stack, free_ports, program, wait_until
 
 SERVER = ROOT / "tests" / "servers" / "talkative.py"
 COMMAND = shlex.join([sys.executable, str(SERVER)])
@@ -91,7 +90,7 @@ def neighbour(command: list[str], port: int) -> Iterator[tuple[str, dict[str, st
 
 
 def main() -> None:
-    uvx = shutil.which("uvx") or str(ROOT / ".venv" / "uv" / "bin" / "uvx")
+    uvx = program("uvx")
     gateway = ["npx", "-y", "supergateway@4.0.0", "--stdio", COMMAND, "--outputTransport", "streamableHttp"]
     found: dict[str, dict[int, list[float]]] = {}
     for _ in range(RUNS):

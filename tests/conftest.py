@@ -38,6 +38,16 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def program(*names: str) -> str:
+    """Return the path of the first of these programs that is here, or skip; in CI nothing may be missing."""
+    places = (None, "/usr/sbin", str(ROOT / ".venv" / "uv" / "bin"))
+    found = next(filter(None, (shutil.which(name, path=place) for name in names for place in places)), None)
+    if not found:
+        assert not os.environ.get("CI"), f"CI needs {names[0]}"
+        pytest.skip(f"there is no {names[0]}")
+    return found
+
+
 def wait_until(true: Callable[[], object], seconds: float = 20.0, what: str = "it") -> None:
     """Poll until true, or fail."""
     deadline = time.monotonic() + seconds

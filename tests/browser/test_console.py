@@ -332,6 +332,7 @@ def test_a_certificate_that_the_browser_does_not_trust_is_named(shared_stack: St
     page.goto(link(shared_stack))
     expect(page.locator("#status")).to_contain_text("not reachable, or CORS refuses", timeout=15_000)
     page.get_by_role("tab", name="Checks").click()
+    page.locator("#check-reach > summary").click()
     page.get_by_role("button", name="Run Something answers").click()
     expect(page.locator("#check-reach")).to_contain_text("does not trust the local certificate")
     context.close()
@@ -482,13 +483,12 @@ def test_the_typescript_sdk_works_in_a_page_of_another_origin(
     seen = Watched(chromium, "desktop")
     page = seen.page
     # a page of an allowed origin that Slipway does not serve
-    page.route("http://localhost:3999/", lambda route: route.fulfill(body="<!doctype html><title>app</title>", content_type="text/html"))  # fmt: skip
-    page.goto("http://localhost:3999/")
-    page.add_script_tag(path=bundle, type="module")
-    page.wait_for_function("window.useSdk")
-    found = page.evaluate(
-        "([url, token, era]) => useSdk(url, token, era)", [shared_stack.tls_url, shared_stack.token(), era]
-    )
+    with answering('<!doctype html><link rel="icon" href="data:,"><title>app</title>', "text/html") as url:
+        page.goto(url)
+        page.add_script_tag(path=bundle, type="module")
+        page.wait_for_function("Boolean(window.useSdk)")
+        given = [shared_stack.tls_url, shared_stack.token(), era]
+        found = page.evaluate("([url, token, era]) => useSdk(url, token, era)", given)
     assert "countdown" in found["tools"] and found["done"] == "liftoff"
     assert found["steps"] == 4
     assert found["spread"] > 300, "the events came in one lump"

@@ -122,7 +122,7 @@ def test_only_loopback_is_published(containers: Containers) -> None:
             for binding in bindings or []:
                 assert binding["HostIp"] == "127.0.0.1"
                 ports.append(int(binding["HostPort"]))
-    assert len(ports) == 3
+    assert len(ports) == 4
     others = {a.address for found in psutil.net_if_addrs().values() for a in found if a.family == socket.AF_INET} - {
         "127.0.0.1"
     }

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import shlex
-import shutil
 import socket
 import stat
 import subprocess
@@ -24,7 +23,7 @@ from slipway.doctor import examine, report
 from slipway.doctor.checks import CHECKS
 from slipway.doctor.examine import Asked, Report
 from tests import misbehaving, node_clients
-from tests.conftest import ROOT, Stack, free_ports, wait_until
+from tests.conftest import ROOT, Stack, free_ports, program, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -283,15 +282,12 @@ http {{
 
 @pytest.mark.parametrize("upstream", ["slipway", "plain"])
 def test_the_doctor_is_right_about_nginx(shared_stack: Stack, plain: int, tmp_path: Path, upstream: str) -> None:
-    program = shutil.which("nginx") or "/usr/sbin/nginx"
-    if not Path(program).exists():
-        assert not os.environ.get("CI"), "CI needs nginx: apt-get install nginx-light"
-        pytest.skip("there is no nginx")
+    nginx = program("nginx")
     usual, deaf = free_ports(2)
     behind = shared_stack.config.edge_port if upstream == "slipway" else plain
     (tmp_path / "nginx.conf").write_text(NGINX.format(tmp_path, usual, deaf, behind))
     with running(
-        [program, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"), "-e", str(tmp_path / "log")], usual
+        [nginx, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"), "-e", str(tmp_path / "log")], usual
     ):
         stack = shared_stack if upstream == "slipway" else None
         good, ill = (examined(stack, f"http://localhost:{port}/mcp") for port in (usual, deaf))
@@ -324,14 +320,17 @@ def test_the_doctor_is_right_about_the_typescript_sdks_server() -> None:
 
 @pytest.mark.node
 def test_the_doctor_is_right_about_mcp_proxy(tmp_path: Path) -> None:
-    uvx = shutil.which("uvx")
-    if not uvx:
-        assert not os.environ.get("CI"), "CI needs uvx: pip install uv"
-        pytest.skip("there is no uvx")
     path = tmp_path / "plain.py"
     path.write_text(PLAIN)
     (port,) = free_ports(1)
-    command = [uvx, "mcp-proxy@0.13.0", "--port", str(port), "--", *shlex.split(f"{sys.executable} {path}")]
+    command = [
+        program("uvx"),
+        "mcp-proxy@0.13.0",
+        "--port",
+        str(port),
+        "--",
+        *shlex.split(f"{sys.executable} {path}"),
+    ]
     with running(command, port):
         found = examined(None, f"http://localhost:{port}/mcp")
     assert {"handshake", "session", "get-stream"} <= well(found)

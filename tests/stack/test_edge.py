@@ -332,27 +332,33 @@ def test_the_caddyfile_is_formatted() -> None:
     )
 
 
-def answers_to_one_request(port: int, method: str, path: str, size: int) -> bytes:
-    """Send one request whose body looks like other requests, and return all that comes back."""
-    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
+def answers_to_one_request(port: int, method: str, path: str, size: int, *, chunked: bool = False) -> bytes:
+    """Send one request whose body looks like other requests, and return all that comes back within a second."""
     inner = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    body = (inner * (size // len(inner) + 1))[:size]
+    length = f"Content-Length: {size}"
+    if chunked:
+        length, body = "Transfer-Encoding: chunked", b"%x\r\n%b\r\n0\r\n\r\n" % (size, body)
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{length}\r\n\r\n"
     came = b""
-    with socket.create_connection(("127.0.0.1", port), 10) as connection, contextlib.suppress(OSError):
-        connection.sendall(head.encode() + (inner * (size // len(inner) + 1))[:size])
+    # a connection that is kept has no end to wait for
+    with socket.create_connection(("127.0.0.1", port), 1) as connection, contextlib.suppress(OSError):
+        connection.sendall(head.encode() + body)
         while piece := connection.recv(65_536):
             came += piece
     return came
 
 
+@pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("size", [150_000, 1_500_000, 3_000_000])
 @pytest.mark.parametrize(
     ("method", "path"),
     [("POST", "/mcp"), ("PUT", "/mcp"), ("GET", "/healthz"), ("POST", "/join"), ("GET", "/nowhere")],
 )
 def test_what_is_left_of_a_body_is_never_taken_for_a_request(
-    shared_stack: Stack, method: str, path: str, size: int
+    shared_stack: Stack, method: str, path: str, size: int, chunked: bool
 ) -> None:
-    came = answers_to_one_request(shared_stack.config.edge_port, method, path, size)
+    came = answers_to_one_request(shared_stack.config.edge_port, method, path, size, chunked=chunked)
     assert came.count(b"HTTP/1.1 ") <= 1
     if method == "POST":
         assert came.startswith(b"HTTP/1.1 4")
@@ -370,7 +376,10 @@ def test_the_limit_is_what_the_setting_says(
         assert ask(stack, "plain", "POST", headers=stack.bearer(), content=b" " * size).status_code == status
 
 
-def test_without_its_block_the_rest_of_a_body_is_answered_too(make_stack: Callable[..., Stack]) -> None:
-    whole = (ROOT / "Caddyfile").read_text()
-    stack = make_stack(whole.replace("import one_answer", "").replace("error @announced 413", ""))
-    assert answers_to_one_request(stack.config.edge_port, "POST", "/mcp", 1_500_000).count(b"HTTP/1.1 ") == 2
+@pytest.mark.parametrize(("block", "chunked"), [("import one_answer", True), ("error @announced 413", False)])
+def test_without_its_block_the_rest_of_a_body_is_answered_too(
+    make_stack: Callable[..., Stack], block: str, chunked: bool
+) -> None:
+    stack = make_stack((ROOT / "Caddyfile").read_text().replace(block, ""))
+    came = answers_to_one_request(stack.config.edge_port, "POST", "/mcp", 1_500_000, chunked=chunked)
+    assert came.count(b"HTTP/1.1 ") == 2

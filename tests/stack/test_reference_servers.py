@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 from fastmcp import Client
 
-from tests.conftest import ROOT, Stack
+from tests.conftest import Stack, program
 
 pytestmark = [pytest.mark.slow, pytest.mark.node, pytest.mark.timeout(300)]
 
@@ -34,15 +32,6 @@ PYPI: dict[str, tuple[str, list[Call]]] = {
 }
 
 
-def programs(name: str) -> str:
-    """Return a runner of packages, or skip where a user would have none either."""
-    found = shutil.which(name) or shutil.which(name, path=str(ROOT / ".venv" / "uv" / "bin"))
-    if not found:
-        assert not os.environ.get("CI"), f"CI needs {name}"
-        pytest.skip(f"there is no {name}")
-    return found
-
-
 @pytest.mark.parametrize("package", [*NPM, *PYPI])
 async def test_a_reference_server_works_as_it_is(
     make_stack: Callable[..., Stack], tmp_path: Path, package: str
@@ -51,7 +40,7 @@ async def test_a_reference_server_works_as_it_is(
     subprocess.run(["git", "init", "--quiet", folder], check=True)
     (folder / "seen.txt").write_text("seen")
     arguments, calls = (NPM | PYPI)[package]
-    runner = f"{programs('npx')} -y @modelcontextprotocol/server-" if package in NPM else f"{programs('uvx')} "
+    runner = f"{program('npx')} -y @modelcontextprotocol/server-" if package in NPM else f"{program('uvx')} "
     target = f"{runner}{package} {arguments}".strip().replace("FOLDER", str(folder))
     stack = make_stack(SLIPWAY_TARGET=target, SLIPWAY_TARGET_FOLDER=str(folder))
     for mode in ("legacy", "auto"):
