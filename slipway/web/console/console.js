@@ -275,7 +275,8 @@ function asJson(text) {
 const given = new URLSearchParams(location.hash.slice(1));
 if (location.hash) history.replaceState(null, '', location.pathname);
 $('origin').textContent = location.origin;
-const known = [given.get('url'), ...(given.get('also') || '').split(','), 'https://localhost:8443/mcp', 'http://localhost:8080/mcp'];
+const usual = ['https://localhost:8443/mcp', 'http://localhost:8080/mcp']; // without a link nobody says which ports are ours
+const known = given.get('url') ? [given.get('url'), ...(given.get('also') || '').split(',')] : usual;
 const targets = [...new Set(known.filter((each) => each && /^https?:\/\//.test(each)))].slice(0, 6);
 $('url').value = targets[0];
 $('token').value = given.get('token') || '';
