@@ -25,7 +25,8 @@ from slipway.proxy import loading
 
 ROOT = Path(__file__).resolve().parent.parent
 SHUTDOWN_GRACE = 3  # seconds; Docker kills after 10
-DRAIN = 0.5  # seconds
+DRAIN = 0.8  # seconds; longer than the edge keeps an idle connection (Caddyfile, keepalive)
+SETTLE = 0.2  # seconds from the last accepted connection to its request
 CHECK_TIMEOUT = 130.0  # seconds
 LISTENING = "SLIPWAY_LISTENING_FD"  # where a process that starts itself anew finds its socket
 WHO_CACHES = (
@@ -166,6 +167,10 @@ class _Process:
             if await self._servable():
                 whole.draining = True
                 await asyncio.sleep(DRAIN)
+                # who connects from now on waits in the socket's queue for our next self; whom we accepted is answered
+                for listener in server.servers:
+                    listener.close()
+                await asyncio.sleep(SETTLE)
                 server.should_exit = True
                 return True
         return False
