@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -38,6 +39,7 @@ from slipway.streams import FirstByte
 MCP_PATH = "/mcp"
 MAX_EVENTS_PER_STREAM = 1000
 MAX_REMEMBERED_CLIENTS = 2000
+TIDY_EVERY = 600.0  # seconds
 
 
 def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -> ASGIApp:
@@ -50,7 +52,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     """
     redis_url = config.redis_url.get_secret_value()
     state = store.open_store(config.state / "data" / "identity", redis_url)
-    ledger = Ledger(state, shared=bool(redis_url))
+    ledger = Ledger(state)
     invites = Invites(state, secret, redis_url)
     admin = Admin(secret, ledger, invites, max_ttl=config.max_ttl)
     grants = Grants(state, ledger)
@@ -79,8 +81,9 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            await store.tidy(state)
             await ledger.load()
+            tidying = asyncio.create_task(_tidy(state))
+            stack.callback(tidying.cancel)
             for app in apps:
                 await stack.enter_async_context(app.lifespan(app))
             await _warm_up(whole, secret)
@@ -104,6 +107,14 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         knocks.open_log(config.state / "log" / "server.jsonl", also_stdout=True),
     )
     return whole
+
+
+async def _tidy(state: store.Store) -> None:
+    """Delete what is over, now and again: what strangers began and nobody finished must not fill the disk."""
+    while True:
+        with contextlib.suppress(OSError):
+            await state.tidy()
+        await asyncio.sleep(TIDY_EVERY)
 
 
 class _Hosts:

@@ -33,12 +33,14 @@ class Endpoint:
         url: https://…/mcp.
         token: the bearer token.
         ca_file: root certificate of a local CA, or None where the system trusts the URL's certificate.
+        invite: a code with which a person signs in where no token can be pasted, or "" for whichever they have.
     """
 
     name: str
     url: str
     token: str
     ca_file: str | None = None
+    invite: str = ""
 
     @property
     def bearer(self) -> str:
@@ -168,20 +170,26 @@ def _goose(e: Endpoint) -> str:
     )
 
 
+def _signing_in(e: Endpoint) -> str:
+    return (
+        f"  Sign in  with the invite code {e.invite} and a name"
+        if e.invite
+        else ("  Sign in  with your invite code and your name")
+    )
+
+
 def _claude_ai(e: Endpoint) -> str:
     return (
         "Settings → Connectors → Add custom connector\n"
-        f"  Name            {e.slug}\n  URL             {e.url}\n"
-        f"  Request header  Authorization\n  Value           {e.bearer}\n"
+        f"  Name     {e.slug}\n  URL      {e.url}\n{_signing_in(e)}\n"
+        f"Or without signing in, under Request headers:\n  Authorization: {e.bearer}\n"
     )
 
 
 def _chatgpt(e: Endpoint) -> str:
     return (
-        "ChatGPT takes OAuth or no authentication. It has no field for a bearer token: this one is of no use.\n"
-        f"  URL     {e.url}\n"
-        "  Instead: use the same models through the OpenAI Responses API, which takes the token:\n"
-        "           python tunnel.py --client openai-api\n"
+        "Settings → Apps & Connectors → Advanced: developer mode → Create\n"
+        f"  Name     {e.slug}\n  URL      {e.url}\n  Authentication  OAuth\n{_signing_in(e)}\n"
     )
 
 
@@ -278,9 +286,9 @@ CLIENTS: dict[str, Client] = {
         lambda e: _json({"mcpServers": {e.slug: _bridge(e)}}), "given",
         note="Needs Node; restart Claude Desktop after the edit (a plain url entry does not work there)."),
     "claude-ai": Client("claude.ai", "text", "web UI → Settings → Connectors", _claude_ai, "remote",
-        note="Request headers need a Pro, Max or Team plan."),
+        note="It signs in with an invite code; request headers need a Pro, Max or Team plan."),
     "chatgpt": Client("ChatGPT", "text", "web UI → Settings → Apps & Connectors", _chatgpt, "remote", bearer=False,
-        note="Takes OAuth or nothing, no bearer token; use --client openai-api meanwhile."),
+        note="It takes no bearer token: it signs in with an invite code (scripts/invite new makes one)."),
     "cursor": Client("Cursor", "json", "~/.cursor/mcp.json", _servers(), default=True,
         link=_config_link("cursor://anysphere.cursor-deeplink/mcp/install")),
     "vscode": Client("VS Code", "json", ".vscode/mcp.json", _vscode, default=True, note=_KEEP, link=_vscode_link),

@@ -38,7 +38,7 @@ class Handout:
     def endpoint(self) -> clients.Endpoint:
         """Return it as clients.py takes it: the local CA only where the URL is local."""
         ca = None if self.public else self.ca_file
-        return clients.Endpoint(name=self.name, url=self.url, token=self.minted.token, ca_file=ca)
+        return clients.Endpoint(self.name, self.url, self.minted.token, ca, self.invite)
 
     def expires_at(self) -> str:
         """Return the time of expiry, ISO 8601 in UTC."""

@@ -105,8 +105,9 @@ def test_the_token_is_once_in_the_text_and_never_in_path_or_note(name: str) -> N
 
 
 def test_a_client_that_takes_no_bearer_says_so_and_what_to_do() -> None:
-    text = render("chatgpt", PUBLIC).text
-    assert "no field for a bearer token" in text and "--client openai-api" in text
+    snippet = render("chatgpt", Endpoint("slipway", PUBLIC.url, "TOKEN", invite="ACDE-3479"))
+    assert "takes no bearer token" in snippet.note
+    assert PUBLIC.url in snippet.text and "ACDE-3479" in snippet.text
 
 
 @pytest.mark.parametrize("name", CLIENTS)

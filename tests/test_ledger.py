@@ -26,7 +26,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     if request.param == "files":
         return lambda: Ledger(store.open_store(tmp_path))
     common = MemoryStore()
-    return lambda: Ledger(common, shared=True)
+    return lambda: Ledger(store.Store(common, shared=True))
 
 
 async def test_a_revoked_token_stays_revoked_for_another_process(make: Any) -> None:
@@ -119,3 +119,42 @@ async def test_a_container_and_this_machine_read_the_same_files(tmp_path: Path) 
     moved = Ledger(store.open_store(tmp_path / "there"))
     await moved.load()
     assert await moved.refusal(one)
+
+
+async def test_a_revoked_token_is_not_forgotten_however_many_come_after(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MAX_RECORDS", 5)
+    ledger, leaked = make(), claims(ttl=60)
+    await ledger.add(leaked, via="oauth")
+    await ledger.revoke(leaked["jti"])
+    for _ in range(8):
+        await ledger.add(claims(ttl=600), via="oauth")
+    again = make()
+    await again.load()
+    for each in (ledger, again):
+        assert await each.refusal(leaked)
+        assert len(await each.all()) == 5
+
+
+async def test_replicas_see_each_others_tokens_and_a_first_use_undoes_no_revocation() -> None:
+    common = MemoryStore()
+    one, other = (Ledger(store.Store(common, shared=True)) for _ in range(2))
+    ana, bo = claims("ana"), claims("bo")
+    await one.add(ana, via="minted")
+    await other.add(bo, via="minted")
+    third = Ledger(store.Store(common, shared=True))
+    assert {record.subject for record in await third.all()} == {"ana", "bo"}
+
+    # the use began before the revocation and is written after it
+    read = one.get
+
+    async def slow(jti: str) -> Any:
+        found = await read(jti)
+        one.get = read  # type: ignore[method-assign]
+        await other.revoke(jti)
+        return found
+
+    one.get = slow  # type: ignore[method-assign, assignment]
+    await one.seen(ana)
+    assert await one.refusal(ana) and await other.refusal(ana)

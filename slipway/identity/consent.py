@@ -11,10 +11,11 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from slipway.identity import names, pages
+from slipway.identity.endpoints import CONSENT, address_of, base_of
 from slipway.identity.grants import Grants, digest
-from slipway.identity.invites import InviteRefused, Invites, TooManyTries
+from slipway.identity.invites import Invite, InviteRefused, Invites, TooManyTries
 from slipway.identity.names import Names
-from slipway.identity.oauth import SlipwayOAuth, base_of
+from slipway.identity.oauth import SlipwayOAuth
 from slipway.identity.pages import Pages
 from slipway.identity.verifier import TOOL_PREFIX, may_call
 
@@ -34,8 +35,7 @@ class Consent:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        path = "/oauth/consent"
-        return [Route(path, self._show, methods=["GET"]), Route(path, self._decide, methods=["POST"])]
+        return [Route(CONSENT, self._show, methods=["GET"]), Route(CONSENT, self._decide, methods=["POST"])]
 
     async def _begun(self, request: Request, transaction: str) -> dict[str, Any] | None:
         """Return the sign-in, if it was begun at the URL by which this request came."""
@@ -48,7 +48,7 @@ class Consent:
         if not begun:
             return self._pages.sorry(OVER)
         browser = self._pages.browser(request)
-        return self._pages.remember(request, self._form(begun, transaction, browser), browser, "/oauth")
+        return self._pages.remember(request, self._form(begun, transaction, browser), browser)
 
     async def _decide(self, request: Request) -> Response:
         form = await self._pages.form(request)
@@ -56,6 +56,9 @@ class Consent:
         if not self._pages.ours(request, form, transaction):
             pages.note(request, "consent refused: not from our own page in the same browser")
             return self._pages.sorry("This form is not from our page in this browser. Connect again.", 403)
+        return await self._pages.once(request, form, lambda: self._take(request, form, transaction, browser))
+
+    async def _take(self, request: Request, form: dict[str, str], transaction: str, browser: str) -> Response:
         begun = await self._begun(request, transaction)
         if not begun:
             return self._pages.sorry(OVER)
@@ -67,7 +70,8 @@ class Consent:
         if not name:
             return self._form(begun, transaction, browser, names.HINT, typed)
         try:
-            invite = await self._invites.redeem(form.get("code", ""), request.client.host if request.client else "")
+            known = await self._names.invited_by(name, browser)
+            invite = await self._invites.redeem(form.get("code", ""), address_of(request), again=known)
         except TooManyTries as many:
             pages.note(request, "invite code refused: too many tries")
             answer = self._form(begun, transaction, browser, str(many), name, 429)
@@ -77,18 +81,22 @@ class Consent:
             pages.note(request, "invite code refused")
             return self._form(begun, transaction, browser, str(refused), name)
         # only who has a good code learns which names there are
-        if not await self._names.take(name, invite.token_ttl):
+        if not await self._names.take(name, invite.token_ttl, browser=browser, invite=invite.id):
             await self._invites.give_back(invite)
             return self._form(begun, transaction, browser, names.TAKEN, name)
         if not await self._grants.take("transactions", digest(transaction)):
-            await self._invites.give_back(invite)
+            await self._give_back(invite, known)
             return self._pages.sorry(OVER)
         scope = narrowed(invite.scope, begun["scopes"])
         if not scope:
-            await self._invites.give_back(invite)
+            await self._give_back(invite, known)
             return self._back(begun, error="invalid_scope", error_description="The invite opens none of these tools")
         code = await self._oauth.begin_grant(begun, subject=name, scope=scope, life=invite.token_ttl)
         return self._back(begun, code=code)
+
+    async def _give_back(self, invite: Invite, known: str) -> None:
+        if invite.id != known:
+            await self._invites.give_back(invite)
 
     def _back(self, begun: dict[str, Any], **told: str) -> Response:
         """Send the browser back to the program, with state and issuer (RFC 9207)."""
@@ -98,7 +106,7 @@ class Consent:
     def _form(
         self, begun: dict[str, Any], transaction: str, browser: str, told: str = "", name: str = "", status: int = 400
     ) -> Response:
-        where = _origin(begun["redirect_uri"])
+        where, source = _origin(begun["redirect_uri"])
         page = self._page.substitute(
             title=pages.TITLE, style=pages.STYLE, problem=pages.problem(told),
             client=pages.safe(begun["client_name"]), redirect=pages.safe(where), name=pages.safe(name, 64),
@@ -106,7 +114,7 @@ class Consent:
             csrf=self._pages.csrf(browser, transaction),
         )  # fmt: skip
         # the browser also checks form-action against the redirect that follows the form
-        return self._pages.answer(page, status if told else 200, form_action=f"'self' {where}")
+        return self._pages.answer(page, status if told else 200, form_action=f"'self' {source}")
 
 
 def narrowed(invited: str, asked: list[str]) -> str:
@@ -122,7 +130,8 @@ def _tools(asked: list[str]) -> str:
     return "every tool that your invite opens" if not named or "*" in named else ", ".join(named)
 
 
-def _origin(uri: str) -> str:
-    """Return what a person should look at, and a browser check: scheme and host, without path and query."""
+def _origin(uri: str) -> tuple[str, str]:
+    """Return where it leads, for a person to look at, and as a browser checks it: no path, no query."""
     parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc}" if parts.scheme in ("http", "https") else f"{parts.scheme}:"
+    shown = f"{parts.scheme}://{parts.netloc}" if parts.netloc else f"{parts.scheme}:"
+    return shown, shown if parts.scheme in ("http", "https") else f"{parts.scheme}:"

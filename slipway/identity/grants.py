@@ -1,17 +1,19 @@
-"""What OAuth leaves behind: clients, sign-ins under way, codes, grants and refresh tokens. Digests only."""
+"""What OAuth leaves behind: clients, sign-ins under way, codes, grants and refresh tokens.
+
+Of codes and tokens only digests are kept; of a client that asked for a secret, the secret.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import hashlib
 import secrets
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from key_value.aio.protocols.key_value import AsyncKeyValue
-
 from slipway.identity.ledger import Ledger
+from slipway.store import Store
 
 CLIENT_LIFE = 90 * 86400  # seconds since somebody last signed in with it
 UNUSED_CLIENT_LIFE = 86400  # seconds
@@ -55,10 +57,13 @@ class Grant:
 class Grants:
     """The store of all of it."""
 
-    def __init__(self, store: AsyncKeyValue, ledger: Ledger) -> None:
+    def __init__(self, store: Store, ledger: Ledger) -> None:
         self._store = store
         self._ledger = ledger
-        self.lock = asyncio.Lock()
+
+    def lock(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Hold what is read and then written, over replicas too. It is not reentrant."""
+        return self._store.lock("oauth")
 
     async def keep(self, kind: str, key: str, content: dict[str, Any], life: float) -> None:
         """Keep something of a kind for so many seconds."""
@@ -70,11 +75,10 @@ class Grants:
 
     async def take(self, kind: str, key: str) -> dict[str, Any] | None:
         """Return it and delete it; of two takers one gets None."""
-        async with self.lock:
-            found = await self.find(kind, key)
-            if found is None or not await self._store.delete(key, collection=f"oauth_{kind}"):
-                return None
-            return found
+        found = await self.find(kind, key)
+        if found is None or not await self._store.delete(key, collection=f"oauth_{kind}"):
+            return None
+        return found
 
     async def save(self, grant: Grant) -> None:
         """Write a grant."""
@@ -96,9 +100,13 @@ class Grants:
         records = [await self._ledger.get(jti) for jti in grant.jtis]
         return not any(record and record.revoked_at for record in records)
 
-    async def end(self, grant: Grant) -> None:
-        """End a grant with every token of it."""
-        grant.ended = True
-        await self.save(grant)
+    async def end(self, id: str) -> None:
+        """End a grant with every token of it. Whoever holds the lock for an exchange finishes first."""
+        async with self.lock():
+            grant = await self.grant(id)
+            if grant is None:
+                return
+            grant.ended = True
+            await self.save(grant)
         for jti in grant.jtis:
             await self._ledger.revoke(jti)

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
-import ipaddress
 import secrets
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from key_value.aio.protocols.key_value import AsyncKeyValue
-from limits import RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage, RedisStorage
-from limits.aio.strategies import MovingWindowRateLimiter
-
 from slipway import tokens
+from slipway.identity.throttle import Throttle
+from slipway.store import Store
 
 # no 0 O, 1 I L, 5 S, 2 Z, 8 B, U V: nothing that looks like another on a projector or over a bad line
 ALPHABET = "ACDEFGHJKMNPQRTWXY34679"
 LENGTH = 8  # 23^8 = 7.8e10; at 60 guesses a minute over all, an hour finds one of 30 codes once in 700,000 labs
 COLLECTION, INDEX = "invites", "index"
-PER_ADDRESS = RateLimitItemPerMinute(10)
-OVERALL = RateLimitItemPerMinute(60)
+PER_ADDRESS, OVERALL = 10, 60  # wrong codes a minute
 KEPT = 86400  # seconds that a dead invite stays in the list
 
 
@@ -61,9 +55,13 @@ class Invite:
     name: str = ""
     revoked: bool = False
 
+    def lives(self) -> bool:
+        """Tell whether it is neither revoked nor over."""
+        return not self.revoked and time.time() < self.expires_at
+
     def good(self) -> bool:
         """Tell whether it can be used once more."""
-        return not self.revoked and self.used < self.uses and time.time() < self.expires_at
+        return self.lives() and self.used < self.uses
 
     def told(self) -> dict[str, Any]:
         """Return it for the operator."""
@@ -82,58 +80,53 @@ class Invite:
 class Invites:
     """The invites of this server."""
 
-    def __init__(self, store: AsyncKeyValue, secret: tokens.Secret, redis_url: str = "") -> None:
+    def __init__(self, store: Store, secret: tokens.Secret, redis_url: str = "") -> None:
         self._store = store
         self._secret = secret
-        self._lock = asyncio.Lock()
-        self._limiter = MovingWindowRateLimiter(
-            RedisStorage(f"async+{redis_url}", implementation="redispy") if redis_url else MemoryStorage()
-        )
+        self._wrong = Throttle("invite", per_address=PER_ADDRESS, overall=OVERALL, redis_url=redis_url)
 
     def _digest(self, code: str) -> str:
         """Return what is kept of a code: without the secret nobody can search for it, and no comparison leaks it."""
-        plain = "".join(char for char in code.upper()[:64] if char.isalnum())
-        return hmac.new(self._secret.key(), b"invite:" + plain.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._secret.key(), b"invite:" + _plain(code).encode(), hashlib.sha256).hexdigest()
 
     async def new(self, *, uses: int, ttl: int, scope: str, token_ttl: int, name: str = "") -> tuple[str, Invite]:
         """Make an invite. Returns: the code, as in "ACDE-3479", which is told once, and the invite."""
         code = "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))
         now = time.time()
         invite = Invite(self._digest(code), now, now + ttl, uses, 0, scope, token_ttl, name[:100])
-        async with self._lock:
+        async with self._store.lock(COLLECTION):
             await self._write(invite)
             known = [one for one in await self.all() if one.expires_at > now - KEPT]
             await self._store.put(INDEX, {"ids": [invite.id, *(one.id for one in known)]}, collection=COLLECTION)
-        return f"{code[:4]}-{code[4:]}", invite
+        return written(code), invite
 
-    async def redeem(self, code: str, address: str) -> Invite:
+    async def redeem(self, code: str, address: str, *, again: str = "") -> Invite:
         """Use a code once.
 
         Args:
             address: whose try it is, for the limit.
+            again: the id of the invite by which this person is here already; it is not used up by them twice.
         Raises:
             InviteRefused: it is not good; TooManyTries: whether it is, is not told.
         """
-        limits = ((PER_ADDRESS, _network(address)), (OVERALL, "all"))
         # one at a time: many guesses at once must not all be heard before the first is counted
-        async with self._lock:
-            for item, key in limits:
-                if not await self._limiter.test(item, "invite", key):
-                    window = await self._limiter.get_window_stats(item, "invite", key)
-                    raise TooManyTries(max(1, int(window.reset_time - time.time())))
+        async with self._store.lock(COLLECTION):
+            if seconds := await self._wrong.wait(address):
+                raise TooManyTries(seconds)
             invite = await self._read(self._digest(code))
-            if invite is None or not invite.good():
+            known = invite is not None and hmac.compare_digest(invite.id, again) and invite.lives()
+            if invite is None or not (known or invite.good()):
                 # failures alone count: a whole class comes from one address, and types good codes
-                for item, key in limits:
-                    await self._limiter.hit(item, "invite", key)
+                await self._wrong.count(address)
                 raise InviteRefused(InviteRefused.SENTENCE)
-            invite.used += 1
-            await self._write(invite)
+            if not known:
+                invite.used += 1
+                await self._write(invite)
         return invite
 
     async def give_back(self, invite: Invite) -> None:
         """Take back one use, of somebody who could not be let in after all."""
-        async with self._lock:
+        async with self._store.lock(COLLECTION):
             kept = await self._read(invite.id)
             if kept:
                 kept.used = max(0, kept.used - 1)
@@ -148,7 +141,7 @@ class Invites:
     async def revoke(self, beginning: str) -> bool:
         """Stop the invite whose id begins so, or whose code it is. Returns: whether there was one."""
         digest = self._digest(beginning)
-        async with self._lock:
+        async with self._store.lock(COLLECTION):
             chosen = [
                 one
                 for one in await self.all()
@@ -167,10 +160,11 @@ class Invites:
         await self._store.put(invite.id, asdict(invite), collection=COLLECTION)
 
 
-def _network(address: str) -> str:
-    """Return whose an address is: one line of IPv6 is a /64, and its holder has all of it."""
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return "unknown"
-    return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else str(found)
+def _plain(code: str) -> str:
+    return "".join(char for char in code.upper()[:64] if char.isalnum())
+
+
+def written(code: str) -> str:
+    """Return a code as people read it, however they typed it: "ACDE-3479"."""
+    plain = _plain(code)
+    return f"{plain[:4]}-{plain[4:]}"

@@ -15,11 +15,11 @@ from starlette.routing import Route
 
 from slipway import clients, tokens
 from slipway.identity import names, pages
+from slipway.identity.endpoints import address_of, base_of
 from slipway.identity.grants import Grants, digest, fresh
-from slipway.identity.invites import InviteRefused, Invites, TooManyTries
+from slipway.identity.invites import InviteRefused, Invites, TooManyTries, written
 from slipway.identity.ledger import Ledger
 from slipway.identity.names import Names
-from slipway.identity.oauth import base_of
 from slipway.identity.pages import Pages
 
 PURPOSE = "join"
@@ -54,7 +54,7 @@ class Join:
             return await self._watch(watched)
         browser = self._pages.browser(request)
         answer = self._form(request, browser, code=request.query_params.get("code", ""))
-        return self._pages.remember(request, answer, browser, "/join")
+        return self._pages.remember(request, answer, browser)
 
     def _form(
         self, request: Request, browser: str, told: str = "", code: str = "", name: str = "", status: int = 400
@@ -73,12 +73,16 @@ class Join:
         if not self._pages.ours(request, form, PURPOSE):
             pages.note(request, "join refused: not from our own page in the same browser")
             return self._pages.sorry("This form is not from our page in this browser. Open the page again.", 403)
+        return await self._pages.once(request, form, lambda: self._let_in(request, form, browser))
+
+    async def _let_in(self, request: Request, form: dict[str, str], browser: str) -> Response:
         code, typed = form.get("code", ""), form.get("name", "")
         name = names.tidy(typed)
         if not name:
             return self._form(request, browser, names.HINT, code, typed)
         try:
-            invite = await self._invites.redeem(code, request.client.host if request.client else "")
+            known = await self._names.invited_by(name, browser)
+            invite = await self._invites.redeem(code, address_of(request), again=known)
         except TooManyTries as many:
             pages.note(request, "invite code refused: too many tries")
             answer = self._form(request, browser, str(many), code, name, 429)
@@ -87,17 +91,17 @@ class Join:
         except InviteRefused as refused:
             pages.note(request, "invite code refused")
             return self._form(request, browser, str(refused), code, name)
-        if not await self._names.take(name, invite.token_ttl):
+        if not await self._names.take(name, invite.token_ttl, browser=browser, invite=invite.id):
             await self._invites.give_back(invite)
             return self._form(request, browser, names.TAKEN, code, name)
         minted = tokens.mint(self._secret, subject=name, scope=invite.scope, ttl=invite.token_ttl, client_id="join")
         await self._ledger.add(minted.claims, via="join", purpose=invite.name)
         watch = fresh()
         await self._grants.keep("watches", digest(watch), {"jti": minted.claims["jti"]}, WATCH)
-        return self._done(request, minted, watch)
+        return self._done(request, minted, watch, written(code))
 
-    def _done(self, request: Request, minted: tokens.Minted, watch: str) -> Response:
-        endpoint = clients.Endpoint("slipway", f"{base_of(request)}/mcp", minted.token)
+    def _done(self, request: Request, minted: tokens.Minted, watch: str, code: str) -> Response:
+        endpoint = clients.Endpoint("slipway", f"{base_of(request)}/mcp", minted.token, invite=code)
         rows = sorted(clients.CLIENTS, key=lambda row: not clients.CLIENTS[row].default)
         page = self._done_page.substitute(
             title=pages.TITLE, style=pages.STYLE, script=self._script, name=pages.safe(minted.claims["sub"]),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from key_value.aio.protocols.key_value import AsyncKeyValue
-
 from slipway import tokens
+from slipway.store import Store
 
 TOKENS, CUTOFFS, INDEX = "tokens", "cutoffs", "index"
 PASTED = "pasted"
@@ -53,31 +51,32 @@ class Ledger:
     a revocation on one replica holds on the next request at any other.
     """
 
-    def __init__(self, store: AsyncKeyValue, *, shared: bool = False) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._shared = shared
+        self._shared = store.shared
         self._records: dict[str, Record] = {}
+        self._index: dict[str, list[float]] = {}  # jti → when it ends, when it was revoked
         self._cutoffs: dict[str, float] = {}
-        self._lock = asyncio.Lock()
 
     async def load(self) -> None:
         """Read what an earlier process left."""
-        known = await self._store.get(INDEX, collection=TOKENS) or {}
-        for jti in known.get("jtis", []):
-            if found := await self._store.get(jti, collection=TOKENS):
-                self._records[jti] = Record(**found)
+        self._index = await self._get_index()
+        self._records = {
+            jti: Record(**found) for jti in self._index if (found := await self._store.get(jti, collection=TOKENS))
+        }
         listed = await self._store.get(INDEX, collection=CUTOFFS) or {}
         self._cutoffs = {name: float(when) for name, when in listed.items()}
 
     async def add(self, claims: dict[str, Any], *, via: str, purpose: str = "") -> Record:
-        """Note a token that was given out."""
+        """Note a token that was given out. Returns: its record, the one that there is already if there is one."""
         record = Record(
             claims["jti"], claims["sub"], claims["scope"], int(claims["iat"]), int(claims["exp"]), via, purpose[:200]
         )
         record.added_at = 0.0 if via == PASTED else time.time()
-        async with self._lock:
+        async with self._store.lock(TOKENS):
+            if known := await self.get(record.jti):
+                return known
             await self._write(record)
-            await self._write_index()
         return record
 
     async def seen(self, claims: dict[str, Any]) -> None:
@@ -85,10 +84,14 @@ class Ledger:
         record = await self.get(claims["jti"])
         if (record and record.first_used_at) or claims.get("client_id") == "self":
             return
-        record = record or await self.add(claims, via=PASTED)
-        async with self._lock:
-            record.first_used_at = time.time()
-            await self._write(record)
+        if not record:
+            await self.add(claims, via=PASTED)
+        async with self._store.lock(TOKENS):
+            # read again: it may have been revoked meanwhile
+            record = await self.get(claims["jti"])
+            if record and not record.first_used_at:
+                record.first_used_at = time.time()
+                await self._write(record)
 
     async def refusal(self, claims: dict[str, Any]) -> str:
         """Return why a token of good signature must not pass, or ""."""
@@ -123,13 +126,12 @@ class Ledger:
 
     async def revoke(self, jti: str) -> Record | None:
         """Stop one token, known or not. Returns: its record, or None where it was not known."""
-        async with self._lock:
+        async with self._store.lock(TOKENS):
             known = await self.get(jti)
             # a leaked token that was never used here is stopped all the same, for as long as any token can live
             record = known or Record(jti, "", "", 0, int(time.time()) + KEPT + tokens.MAX_TTL)
             record.revoked_at = record.revoked_at or time.time()
             await self._write(record)
-            await self._write_index()
         return known
 
     async def revoke_before_now(self, subject: str = EVERYBODY) -> int:
@@ -142,14 +144,14 @@ class Ledger:
             for record in await self.all()
             if await self._good(record) and subject in (record.subject, EVERYBODY)
         ]
-        async with self._lock:
+        async with self._store.lock(TOKENS):
             self._cutoffs = dict(await self._get_cutoffs()) | {subject: time.time()}
             await self._store.put(INDEX, self._cutoffs, collection=CUTOFFS)
         return len(good)
 
     async def extend(self, jti: str, until: int) -> Record | None:
         """Accept a token until that moment, in seconds since the epoch. Returns: its record, or None."""
-        async with self._lock:
+        async with self._store.lock(TOKENS):
             record = await self.get(jti)
             if record:
                 record.extended_to = until
@@ -169,20 +171,35 @@ class Ledger:
             return dict(await self._store.get(INDEX, collection=CUTOFFS) or {})
         return self._cutoffs
 
+    async def _get_index(self) -> dict[str, list[float]]:
+        found = await self._store.get(INDEX, collection=TOKENS) or {}
+        return dict(found.get("tokens", {}))
+
     async def _write(self, record: Record) -> None:
         await self._store.put(record.jti, asdict(record), collection=TOKENS)
         self._records[record.jti] = record
+        known = await self._get_index() if self._shared else self._index
+        entry: list[float] = [record.ends_at(), record.revoked_at]
+        if known.get(record.jti) == entry:
+            return
+        known[record.jti] = entry
+        for jti in _over(known):
+            del known[jti]
+            self._records.pop(jti, None)
+            await self._store.delete(jti, collection=TOKENS)
+        self._index = known
+        await self._store.put(INDEX, {"tokens": known}, collection=TOKENS)
 
-    async def _write_index(self) -> None:
-        long_ago = time.time() - KEPT
-        over = sorted(self._records.values(), key=lambda record: record.ends_at())[
-            : max(0, len(self._records) - MAX_RECORDS)
-        ]
-        old = [record for record in self._records.values() if record.ends_at() < long_ago]
-        for record in {record.jti: record for record in [*old, *over]}.values():
-            del self._records[record.jti]
-            await self._store.delete(record.jti, collection=TOKENS)
-        await self._store.put(INDEX, {"jtis": list(self._records)}, collection=TOKENS)
+
+def _over(index: dict[str, list[float]]) -> list[str]:
+    """Return which tokens to forget: those that ended long ago, and of too many the first to end.
+
+    One that is revoked stays until its end whatever comes: forgotten, it would be judged by its signature alone.
+    """
+    now = time.time()
+    old = [jti for jti, (ends, _) in index.items() if ends < now - KEPT]
+    spare = sorted((ends, jti) for jti, (ends, revoked) in index.items() if ends < now or not revoked)
+    return list(dict.fromkeys([*old, *(jti for _, jti in spare[: max(0, len(index) - MAX_RECORDS)])]))
 
 
 def _ago(when: float) -> str:

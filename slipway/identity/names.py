@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import unicodedata
 
 from slipway.identity.grants import Grants, digest
 from slipway.identity.ledger import Ledger
 
-HINT = "Type a name of 1 to 64 letters and digits."
+HINT = "Type a name of 1 to 64 letters and digits, in one script."
 TAKEN = "Somebody has this name already. Add a letter, or a word."
+RESERVED = frozenset({"slipway", "operator", "doctor", "self", "anonymous", "admin", "system", "root"})
+# scripts whose letters look alike: a name that mixes them wants to look like another
+_ALIKE = ("LATIN", "CYRILLIC", "GREEK", "CHEROKEE", "ARMENIAN")
 
 
 def tidy(name: str) -> str:
     """Return a name with single spaces, or "" where nobody can be called so."""
     name = " ".join(name.split())
-    return name if 0 < len(name) <= 64 and name.isprintable() and any(char.isalnum() for char in name) else ""
+    usable = 0 < len(name) <= 64 and name.isprintable() and any(char.isalnum() for char in name)
+    return name if usable and _folded(name) not in RESERVED and len(_scripts(name)) < 2 else ""
+
+
+def _scripts(name: str) -> set[str]:
+    plain = unicodedata.normalize("NFKC", name)
+    return {first for char in plain if (first := unicodedata.name(char, "").split(" ")[0]) in _ALIKE}
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
 
 
 class Names:
-    """The names that are taken."""
+    """The names that are taken, each by a browser: who has the browser may use the name at another door too."""
 
     def __init__(self, ledger: Ledger, grants: Grants) -> None:
         self._ledger = ledger
         self._grants = grants
-        self._lock = asyncio.Lock()
 
-    async def take(self, name: str, life: float) -> bool:
-        """Take a name for so many seconds. Returns: False if it is somebody's; case makes no other name."""
-        folded = unicodedata.normalize("NFKC", name).casefold()
-        async with self._lock:
-            if await self._grants.find("names", digest(folded)):
+    async def invited_by(self, name: str, browser: str) -> str:
+        """Return the id of the invite by which this browser took the name, "" where it did not."""
+        kept = await self._grants.find("names", digest(_folded(name)))
+        return str(kept["invite"]) if kept and kept["browser"] == digest(browser) else ""
+
+    async def take(self, name: str, life: float, *, browser: str, invite: str) -> bool:
+        """Take a name for so many seconds. Returns: False if it is somebody else's; case makes no other name."""
+        async with self._grants.lock():
+            kept = await self._grants.find("names", digest(_folded(name)))
+            if kept and kept["browser"] != digest(browser):
                 return False
-            for record in await self._ledger.all():
-                known = unicodedata.normalize("NFKC", record.subject).casefold()
-                if known == folded and record.ends_at() > time.time():
+            for record in [] if kept else await self._ledger.all():
+                if _folded(record.subject) == _folded(name) and record.ends_at() > time.time():
                     return False
-            await self._grants.keep("names", digest(folded), {"taken": time.time()}, life)
+            ends = max(time.time() + life, kept["ends"] if kept else 0)
+            content = {"browser": digest(browser), "invite": invite, "ends": ends}
+            await self._grants.keep("names", digest(_folded(name)), content, ends - time.time())
         return True

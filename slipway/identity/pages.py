@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
 import secrets
+from collections.abc import Awaitable, Callable
 from html import escape
 from pathlib import Path
 from string import Template
@@ -17,7 +19,9 @@ from slipway import knocks, tokens
 
 WEB = Path(__file__).resolve().parent.parent / "web"
 COOKIE = "slipway_browser"
+COOKIE_LIFE = 30 * 86400  # seconds; whoever took a name comes back to it, and a page may stay open overnight
 MAX_FORM = 10_000  # bytes
+TWICE = 60.0  # seconds in which a form that is sent again gets the same answer
 TITLE = "MCP server"
 STYLE = (WEB / "style.css").read_text(encoding="utf-8")
 
@@ -53,6 +57,7 @@ class Pages:
 
     def __init__(self, secret: tokens.Secret) -> None:
         self._secret = secret
+        self._taken: dict[str, asyncio.Future[Response]] = {}
 
     def answer(self, page: str, status: int = 200, *, form_action: str = "'self'", script: str = "") -> Response:
         """Return a page that nothing of another origin is part of, and that no other origin may frame.
@@ -81,10 +86,10 @@ class Pages:
         """Return what tells this browser from others: its cookie, or a fresh one for `remember`."""
         return request.cookies.get(COOKIE, "")[:100] or secrets.token_urlsafe(24)
 
-    def remember(self, request: Request, answer: Response, browser: str, path: str) -> Response:
-        """Set the cookie, for the pages under `path` and ten minutes."""
+    def remember(self, request: Request, answer: Response, browser: str) -> Response:
+        """Set the cookie. Lax, not Strict: a program's link leads here from another site, and must not replace it."""
         answer.set_cookie(
-            COOKIE, browser, max_age=600, path=path, httponly=True, samesite="strict",
+            COOKIE, browser, max_age=COOKIE_LIFE, path="/", httponly=True, samesite="lax",
             secure=request.url.scheme == "https",
         )  # fmt: skip
         return answer
@@ -102,5 +107,27 @@ class Pages:
     def ours(self, request: Request, form: dict[str, str], purpose: str) -> bool:
         """Tell whether the form was shown by us, in this browser, for this purpose."""
         browser = request.cookies.get(COOKIE, "")
-        bound = bool(browser) and hmac.compare_digest(form.get("csrf", ""), self.csrf(browser[:100], purpose))
+        bound = bool(browser) and hmac.compare_digest(
+            form.get("csrf", "").encode(), self.csrf(browser[:100], purpose).encode()
+        )
         return bound and request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
+
+    async def once(self, request: Request, form: dict[str, str], take: Callable[[], Awaitable[Response]]) -> Response:
+        """Take a form, unless it was taken a moment ago: a double click gets the first one's answer.
+
+        What was refused is not remembered, so that it can be sent again.
+        """
+        what = "\n".join([request.url.path, request.cookies.get(COOKIE, ""), *map(str, sorted(form.items()))])
+        key = hashlib.sha256(what.encode()).hexdigest()
+        if key not in self._taken:
+            self._taken[key] = asyncio.ensure_future(take())
+            asyncio.get_running_loop().call_later(TWICE, self._taken.pop, key, None)
+        taken = self._taken[key]
+        try:
+            answer = await asyncio.shield(taken)
+        except Exception:
+            self._taken.pop(key, None)
+            raise
+        if answer.status_code >= 400:
+            self._taken.pop(key, None)
+        return answer

@@ -10,10 +10,12 @@ from pydantic import AnyUrl
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MAX_URIS, MAX_LENGTH = 10, 1000
-# schemes that a browser acts on by itself, or that are no private use of one program
+# schemes that a browser or a desktop acts on by itself, or that are no private use of one program
 _REFUSED = re.compile(
-    r"(javascript|data|vbscript|file|filesystem|blob|about|view-source|ftp|ftps|ws|wss|mailto|tel|sms|intent|"
-    r"chrome|chrome-extension|moz-extension|ms-.*|search-ms|jar|urn|cid|mid|news|nntp|telnet|ssh|ldap|ldaps|gopher)"
+    r"(javascript|data|vbscript|file|filesystem|blob|about|view-source|ftp|ftps|sftp|tftp|ws|wss|mailto|tel|sms|intent|"
+    r"chrome|chrome-.*|moz-.*|resource|edge|opera|ms-.*|search-ms|search|jar|urn|cid|mid|news|nntp|telnet|ssh|ldap|"
+    r"ldaps|gopher|smb|cifs|afp|nfs|dav|davs|webdav|rtsp|rtmp|mms|git|svn|irc|ircs|vnc|rdp|coap|coaps|mhtml|res|shell|"
+    r"market|content|android-app|itms.*|facetime.*|skype|callto|magnet|dict|finger|wais|prospero|x-.*|.*\+.*)"
 )
 
 
@@ -41,6 +43,11 @@ def why_not(uri: str) -> str:
 
 class RegisteredClient(OAuthClientInformationFull):
     """A client whose loopback redirect may use any port (RFC 8252 §7.3); every other one matches exactly."""
+
+    def validate_scope(self, requested_scope: str | None) -> list[str] | None:
+        """Return what is asked for of the form tool:NAME; all else opens nothing, and is no reason to refuse."""
+        asked = (requested_scope or "").split()
+        return [scope for scope in asked if scope.startswith("tool:")] or None
 
     def validate_redirect_uri(self, redirect_uri: AnyUrl | None) -> AnyUrl:
         """Return the URI to redirect to.

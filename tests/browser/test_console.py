@@ -363,10 +363,12 @@ def answering(content: str, kind: str = "application/json") -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://localhost:{server.server_address[1]}/mcp"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield f"http://localhost:{server.server_address[1]}/mcp"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 EVIL = '<img src=x onerror="document.title=1"><script>document.title=2</script>'

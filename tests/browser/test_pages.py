@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import html
+from urllib.parse import urlencode
+
 import pytest
 from playwright.sync_api import Browser
 
 from tests.browser.conftest import SCREENS, Watched
+from tests.browser.test_console import answering
 from tests.conftest import Stack
 from tests.stack.test_oauth import invite, name
 from tests.test_admin import status
@@ -84,4 +88,32 @@ def test_a_person_signs_in_for_a_program_also_without_scripts(
     assert "code=" in arrived[-1]
     assert "state=s" in arrived[-1]
     assert [said for said in seen.complaints if "400" not in said] == []
+    seen.context.close()
+
+
+def test_two_sign_ins_that_other_sites_began_do_not_disturb_each_other_and_a_double_click_neither(
+    shared_stack: Stack, chromium: Browser
+) -> None:
+    seen = Watched(chromium, "desktop")
+    base, code, who = shared_stack.tls_url.removesuffix("/mcp"), invite(shared_stack), name()
+    with answering("<!doctype html><title>back</title>", "text/html") as program:
+        back = program.replace("/mcp", "/back")
+        asked = {"redirect_uris": [back], "token_endpoint_auth_method": "none"}
+        client_id = seen.page.request.post(f"{base}/oauth/register", data=asked).json()["client_id"]
+        query = {
+            "response_type": "code", "client_id": client_id, "redirect_uri": back, "state": "s",
+            "code_challenge": "x" * 43, "code_challenge_method": "S256",
+        }  # fmt: skip
+        link = html.escape(f"{base}/oauth/authorize?{urlencode(query)}")
+        first, second = seen.page, seen.context.new_page()
+        # a web host leads here by a link, and is another site
+        with answering(f'<!doctype html><title>host</title><a href="{link}">go</a>', "text/html") as host:
+            for page in (first, second):
+                page.goto(host.replace("localhost", "127.0.0.1"))
+                page.get_by_text("go").click()
+                page.get_by_label("Invite code").fill(code)
+                page.get_by_label("Your name").fill(who)
+        for page in (first, second):
+            page.get_by_role("button", name="Allow").dblclick(no_wait_after=True)
+            page.wait_for_url(f"{back}?code=*")
     seen.context.close()

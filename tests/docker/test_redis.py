@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from slipway import compose, tokens
 from tests.conftest import Stack, free_ports, wait_until
+from tests.stack.test_join import form
 from tests.stack.test_oauth import Browser, _closed, invite, name, refresh, signed_in
 from tests.test_admin import ask, mint, status
 
@@ -78,6 +80,29 @@ def test_an_invite_of_one_replica_is_used_up_at_the_other(replicas: tuple[Stack,
     assert "not good" in begun.send(page, code, name()).text
     # the grant goes on at the replica that never saw it begin
     assert refresh(Browser(one), client_id, given.json()["refresh_token"]).status_code == 200
+
+
+def test_what_is_good_once_is_good_once_over_replicas(replicas: tuple[Stack, Stack]) -> None:
+    code = invite(replicas[0], uses=1)
+    with ThreadPoolExecutor(8) as pool:
+        joined = list(pool.map(lambda n: form(Browser(replicas[n % 2]), code, name()).status_code, range(8)))
+    assert joined.count(200) == 1
+    browser, client_id, found = signed_in(replicas[0], name=name())
+    first = browser.token(**found["asked"]).json()
+    browsers = [Browser(each) for each in replicas]
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda n: refresh(browsers[n % 2], client_id, first["refresh_token"]), range(6)))
+    good = [answer.json() for answer in answers if answer.status_code == 200]
+    assert len(good) <= 1
+    for given in good:
+        assert status(replicas[1], given["access_token"]) == 401
+
+
+def test_replicas_forget_none_of_each_others_tokens(replicas: tuple[Stack, Stack]) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        given = list(pool.map(lambda n: mint(replicas[n % 2], subject=name())["jti"], range(16)))
+    for each in replicas:
+        assert set(given) <= {record["jti"] for record in ask(each, "GET", "/tokens").json()["tokens"]}
 
 
 def test_no_redis_holds_a_token_or_a_code(replicas: tuple[Stack, Stack], redis_url: str) -> None:
