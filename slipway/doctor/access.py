@@ -59,11 +59,16 @@ async def token(hop: Hop) -> Finding:
         if "insufficient_scope" in named:
             return failure("403 insufficient_scope", "The token does not allow any tool here.", cure)
         return failure(answer.said(), "Something in front refuses the request.", "Read its words; see host")
-    if "error=" not in named or await hop.well_before("token"):
+    if "error=" not in named:
         return failure(
             "401, as if there were no token", "The Authorization header does not arrive: a hop takes it away.",
             "Let the proxy pass Authorization on (nginx: no proxy_set_header Authorization; Apache: "
             "CGIPassAuth On)",
+        )  # fmt: skip
+    if await hop.well_before("token"):
+        return failure(
+            "401 invalid_token", "One hop before, the same token is accepted: this one sends another in its place.",
+            "Let the proxy pass Authorization on, unchanged",
         )  # fmt: skip
     return failure("401 invalid_token", "The server knows another secret, or the token is over or revoked.", cure)
 

@@ -149,12 +149,12 @@ def _is_ours(config: Settings, root: Path, asked: Asked) -> bool:
     return asyncio.run(probe())
 
 
-def _logged(folder: Path, request_id: str, patience: float = 0.6) -> dict[str, Any]:
+def _logged(folder: Path, request_id: str, patience: float = 2.0) -> dict[str, Any]:
     """Return the line of the server's log about a request, or of the edge's, or {}."""
     deadline = time.monotonic() + patience
     while True:
         for name in ("server", "edge"):
-            for line in _tail(folder / f"{name}.jsonl"):
+            for line in (*_tail(folder / f"{name}.jsonl.1"), *_tail(folder / f"{name}.jsonl")):
                 if request_id in line:
                     with contextlib.suppress(ValueError):
                         found = json.loads(line)
