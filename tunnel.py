@@ -71,7 +71,11 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     # for scripts/up: start server and edge first
     add("--up", action="store_true", help=argparse.SUPPRESS)
     add("--local", action="store_true", help="with ./scripts/up: run server and edge without Docker")
-    chosen = parser.parse_args(argv)
+    chosen, more = parser.parse_known_args(argv)
+    if more and chosen.target:
+        whole = shlex.quote(shlex.join([chosen.target, *more]))
+        raise Problem(f"{more[0]} is no option of ours.", f"A command is one argument: ./scripts/up {whole}", 2)
+    parser.parse_args(argv)
     handout.choose(chosen.client)
     tokens.parse_ttl(chosen.ttl)
     tokens.tool_scope(chosen.tools)

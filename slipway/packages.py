@@ -26,21 +26,27 @@ def installed(target: Target | None, state: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def install(target: Target, state: Path, root: Path, say: Callable[[str], None]) -> None:
+def installer(root: Path) -> str:
+    """Return the path of uv, "" where there is none, as in a container, which has the packages already."""
+    own = root / ".venv" / "uv" / "bin" / "uv"
+    return shutil.which("uv") or (str(own) if own.exists() else "")
+
+
+def install(target: Target, state: Path, root: Path, say: Callable[[str], None], uv: str) -> None:
     """Install the packages, in the versions that our own lock file pins where it names them.
 
     Args:
         state: the state folder.
         root: the checkout, with the lock file.
         say: told what happens.
+        uv: the program.
     Raises:
         Problem: uv's own words.
     """
     folder = _folder(target, state)
-    if folder.is_dir():
+    if folder.is_dir() or not target.packages:
         return
     say(f"installing {', '.join(target.packages)}")
-    uv = shutil.which("uv") or str(root / ".venv" / "uv" / "bin" / "uv")
     unfinished = folder.with_suffix(".part")
     shutil.rmtree(unfinished, ignore_errors=True)
     command = [

@@ -8,9 +8,11 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from fastmcp import FastMCP
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from watchfiles import awatch
 
-from slipway import app, knocks, settings, store, targets, tokens
+from slipway import app, knocks, packages, settings, store, targets, tokens
 from slipway.errors import Problem
 from slipway.proxy import loading
 
@@ -34,7 +36,8 @@ WHO_CACHES = (
 )
 
 log = logging.getLogger("slipway")
-_environment_at_start = {name: value for name, value in os.environ.items() if name != LISTENING}
+_inherited = os.environ.pop(LISTENING, "")
+_environment_at_start = dict(os.environ)
 
 
 def serve(mcp: FastMCP[Any], target: str = "") -> None:
@@ -46,7 +49,8 @@ def serve(mcp: FastMCP[Any], target: str = "") -> None:
     Raises:
         SystemExit: with cause and cure on stderr, when it cannot.
     """
-    again = _guarded(_Process(mcp, target).run())
+    process = _Process(mcp, target)
+    again = _guarded(process, process.run())
     if again is not None:
         # one program, one process id, one socket: no request is refused while we start anew
         os.set_inheritable(again, True)
@@ -59,19 +63,46 @@ def check(mcp: FastMCP[Any], target: str = "") -> None:
     Raises:
         SystemExit: with cause and cure on stderr, when it cannot be served.
     """
-    sys.stdout.write(json.dumps(_guarded(_Process(mcp, target).check())) + "\n")
+    process = _Process(mcp, target)
+    sys.stdout.write(json.dumps(_guarded(process, process.check())) + "\n")
 
 
-def _guarded(run: Any) -> Any:
+def _guarded(process: _Process, work: Coroutine[Any, Any, Any]) -> Any:
+    """Run to the end, whether that comes by itself, by a problem or by a signal; what stands behind us ends with us.
+
+    Returns: what the work gives.
+    Raises:
+        SystemExit: after a problem was said, or with 128 and the number of the signal.
+    """
     _plain_logging()
+    ended: list[int] = []
+
+    async def run() -> Any:
+        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+
+        def end(number: int) -> None:
+            ended.append(number)
+            if process.stop:
+                process.stop(number, None)
+            else:
+                task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, end, number)
+        return await task
+
     try:
-        with asyncio.Runner(loop_factory=uvicorn.Config(None).get_loop_factory()) as runner:  # type: ignore[arg-type]
-            return runner.run(run)
+        with asyncio.Runner(loop_factory=uvicorn.Config(None, log_config=None).get_loop_factory()) as runner:  # type: ignore[arg-type]
+            found = runner.run(run())
     except Problem as problem:
         sys.stderr.write(f"{problem}\n")
         raise SystemExit(problem.exit_code) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        raise SystemExit(128 + (ended or [signal.SIGINT])[0]) from None
+    if ended:
+        raise SystemExit(128 + ended[0])
+    return found
 
 
 class _Process:
@@ -81,22 +112,32 @@ class _Process:
         self._mcp = mcp
         self._text = target
         self._log = logging.getLogger("slipway.none")
+        self._since = 0  # nanoseconds since the epoch when the target was read
+        self.stop: Callable[[int, Any], None] | None = None  # how a signal ends it, once it serves
 
     async def _load(self) -> tuple[settings.Settings, targets.Target | None, loading.Loaded]:
+        self._since = time.time_ns()
         config = settings.rooted(settings.load(os.environ, ROOT / ".env"), ROOT)
         text, folder = (self._text, Path.cwd()) if self._text else (config.target, config.target_folder)
         own = settings.own_names(settings.read_env_file(ROOT / ".env"))
         clean = targets.clean_environment(os.environ, own)
         self._log = knocks.open_log(config.state / "log" / "server.jsonl", also_stdout=True)
+        os.environ.update({name: value for name, value in own.items() if name not in os.environ})
         if not text:
             return config, None, loading.Loaded(self._mcp, {}, "server.py")
         headers = config.target_headers.get_secret_value()
         target = targets.parse(text, folder, dict(os.environ) | own, headers)
         if target.kind == "python":
             # it runs in this process: nothing of ours is left for it to read, or to hand out
-            for name in [*settings.names(), *(name for name in os.environ if name.startswith("FASTMCP_"))]:
-                os.environ.pop(name, None)
-            os.environ.update({name: value for name, value in own.items() if name not in os.environ})
+            data = {name: os.environ[name] for name in ("DATA_DIR",) if name in os.environ}
+            os.environ.clear()
+            os.environ.update(clean | data)
+            for name in [name for name in sys.modules if name.partition(".")[0] == "examples"]:
+                del sys.modules[name]  # ours, which server.py imported; its folder may have one of its own
+            if uv := packages.installer(ROOT):
+                packages.install(target, config.state, ROOT, log.info, uv)
+            if (place := packages.installed(target, config.state)) and str(place) not in sys.path:
+                sys.path.append(str(place))
         loaded = await loading.load(
             target, clean, config.state / "log", self._announce, per_seat=config.target_processes == "seat"
         )
@@ -106,15 +147,17 @@ class _Process:
         knocks.announce(self._log, f"{text}; {WHO_CACHES}")
 
     async def check(self) -> dict[str, Any]:
-        _, _, loaded = await self._load()
-        async with loaded.running():
-            return {"serves": loaded.describes, "tools": await _tools(loaded.server)}
+        # what a target prints is no part of our answer
+        with contextlib.redirect_stdout(sys.stderr):
+            _, _, loaded = await self._load()
+            async with loaded.running():
+                return {"serves": loaded.describes, "tools": await _tools(loaded.server)}
 
     async def run(self) -> int | None:
         """Serve. Returns: the listening socket's descriptor when the target changed and we should start anew."""
         config, target, loaded = await self._load()
         await store.check(config.redis_url.get_secret_value())
-        secret, anew = tokens.ensure_secret(config.secret_file), LISTENING in os.environ
+        secret, anew = tokens.ensure_secret(config.secret_file), bool(_inherited)
         listening = _listen(config.server_host, config.server_port)
         async with loaded.running():
             tools = await _tools(loaded.server)
@@ -123,7 +166,7 @@ class _Process:
                 log.warning("SLIPWAY_DANGEROUSLY_ALLOW_ANONYMOUS is on: ANYONE with the URL can call every tool")
             address = f"http://{config.server_host}:{config.server_port}{app.MCP_PATH}"
             log.info("serving %s (%d tools) at %s", loaded.describes, len(tools), address)
-            server = uvicorn.Server(
+            server = _Server(
                 uvicorn.Config(
                     whole, log_config=None, access_log=False, server_header=False, lifespan="on",
                     timeout_graceful_shutdown=SHUTDOWN_GRACE,
@@ -132,6 +175,7 @@ class _Process:
             kept = os.dup(listening.fileno())
             self._compare(tools, config.state / "log" / "tools.json", anew=anew)
             watching = asyncio.create_task(self._watch(target, server, whole))
+            self.stop = server.handle_exit
             try:
                 await server.serve(sockets=[listening])
             finally:
@@ -163,10 +207,15 @@ class _Process:
 
     async def _watch(self, target: targets.Target | None, server: uvicorn.Server, whole: _Draining) -> bool:
         """Wait until the target's files changed and can be served, then end the server. Returns: True."""
-        async for _ in _changes(_files(target)):
+        files = _files(target)
+        async for _ in _changes(files, self._since):
+            tried = time.time_ns()
             if await self._servable():
                 whole.draining = True
                 await asyncio.sleep(DRAIN)
+                if _newest(files) > tried and not await self._servable():
+                    whole.draining = False  # saved once more, and broken
+                    continue
                 # who connects from now on waits in the socket's queue for our next self; whom we accepted is answered
                 for listener in server.servers:
                     listener.close()
@@ -184,10 +233,13 @@ class _Process:
         )  # fmt: skip
         try:
             _, err = await asyncio.wait_for(process.communicate(), CHECK_TIMEOUT)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            raise
+            if not isinstance(error, TimeoutError):
+                raise
+            await process.wait()
+            err = f"it is not ready after {CHECK_TIMEOUT:.0f} s, so it cannot be tried".encode()
         if process.returncode:
             lines = [line for line in err.decode(errors="replace").splitlines() if line.strip()]
             why = next((line for line in lines if "cannot" in line or "line" in line), (lines or ["it ended"])[-1])
@@ -196,6 +248,15 @@ class _Process:
             )
             knocks.announce(self._log, f"the target changed but cannot be served, the version before stays: {why}")
         return process.returncode == 0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signals: it dies of them again when it is done, and what stands behind us would be left."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave them to _guarded."""
+        yield
 
 
 class _Draining:
@@ -231,14 +292,34 @@ def _files(target: targets.Target | None) -> set[Path]:
     return files
 
 
-async def _changes(files: set[Path]) -> AsyncIterator[None]:
-    """Yield whenever one of the files was written."""
+async def _changes(files: set[Path], since: int) -> AsyncIterator[None]:
+    """Yield whenever one of the files was written, also if that was before we looked.
+
+    Args:
+        since: nanoseconds since the epoch when the files were read.
+    """
     if not files:
         await asyncio.Event().wait()
     # folders, not files: an editor writes a new file and renames it. Not their contents: that may be a whole home
     folders = {path.parent for path in files}
-    async for _ in awatch(*folders, watch_filter=lambda _, path: Path(path) in files, recursive=False, step=100):
-        yield
+    watching = awatch(
+        *folders, watch_filter=lambda _, path: Path(path) in files, recursive=False, step=100,
+        yield_on_timeout=True, rust_timeout=1000,
+    )  # fmt: skip
+    async for changes in watching:
+        newest = _newest(files)
+        if changes or newest > since:
+            since = max(since, newest)
+            yield
+
+
+def _newest(files: set[Path]) -> int:
+    """Return when the latest of the files was written, in nanoseconds since the epoch."""
+    found = [0]
+    for path in files:
+        with contextlib.suppress(OSError):
+            found.append(path.stat().st_mtime_ns)
+    return max(found)
 
 
 async def _tools(server: FastMCP[Any]) -> dict[str, str]:
@@ -252,8 +333,8 @@ async def _tools(server: FastMCP[Any]) -> dict[str, str]:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    if inherited := os.environ.pop(LISTENING, ""):
-        return socket.socket(fileno=int(inherited))
+    if _inherited:
+        return socket.socket(fileno=int(_inherited))
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

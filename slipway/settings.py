@@ -180,6 +180,10 @@ def _refuse_typo(name: str, where: str) -> None:
     known = [*names(), *_COMPOSE_ONLY]
     if name in known:
         return
+    if name.startswith("FASTMCP_"):
+        # a FastMCP server that runs in this folder would read it by itself, and serve otherwise than it is asked to
+        cure = "Remove it; set it in the server's own code, or in the env of its mcp.json"
+        raise Problem(f"{where}: {name} is FastMCP's own setting, which no target gets from here.", cure, 2)
     close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.85)
     if close or name.startswith(_OURS):
         meant = f"did you mean {close[0]}?" if close else "Slipway has no such setting."

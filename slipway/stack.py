@@ -86,14 +86,17 @@ def children(config: settings.Settings, root: Path = ROOT) -> dict[str, tuple[li
     state = (root / config.state).resolve()
     # a server may show its environment to callers: it gets what programs need, our settings, and what .env has for it
     own = settings.own_names(settings.read_env_file(root / ".env"))
-    shared = targets.clean_environment(os.environ, own) | settings.environment(config, root)
-    served = {"PYTHONUNBUFFERED": "1", "FASTMCP_ENV_FILE": os.devnull, "DATA_DIR": str(state / "data")}
+    shared = settings.environment(config, root)
+    served = targets.clean_environment(os.environ, own) | shared
+    served |= {"PYTHONUNBUFFERED": "1", "FASTMCP_ENV_FILE": os.devnull, "DATA_DIR": str(state / "data")}
     for name, secret in (("SLIPWAY_TARGET_HEADERS", config.target_headers), ("REDIS_URL", config.redis_url)):
         if secret.get_secret_value():
             served[name] = secret.get_secret_value()
     if folder := packages.installed(target_of(config, root), state):
         served["PYTHONPATH"] = str(folder)
-    edge = {
+    wanted = ("EDGE_PORT", "TLS_PORT", "CONSOLE_PORT", "SLIPWAY_ALLOWED_ORIGINS", "SLIPWAY_MAX_BODY")
+    edge = targets.clean_environment(os.environ, {}) | {name: shared[name] for name in wanted}
+    edge |= {
         "UPSTREAM": f"127.0.0.1:{config.server_port}",
         "EDGE_LOG": str(state / "log" / "edge.jsonl"),
         "CONSOLE_ROOT": str(root / "slipway" / "web" / "console"),
@@ -102,8 +105,8 @@ def children(config: settings.Settings, root: Path = ROOT) -> dict[str, tuple[li
     }
     caddyfile = ["--config", str(root / "Caddyfile"), "--adapter", "caddyfile"]
     return {
-        "server": ([sys.executable, str(root / "server.py"), "http"], shared | served),
-        "caddy": ([caddy, "run", *caddyfile], shared | edge),
+        "server": ([sys.executable, str(root / "server.py"), "http"], served),
+        "caddy": ([caddy, "run", *caddyfile], edge),
     }
 
 
@@ -216,8 +219,8 @@ def up(*, local: bool, target: str = "") -> contextlib.AbstractContextManager[No
         config = prepare()
         if target:
             config = config.model_copy(update={"target": target, "target_folder": Path.cwd()})
-        if config.target:
-            say(f"serving {config.target}")
+        if target_read := target_of(config):
+            say(f"serving {target_read.shown}")
         watching = _up(config, local=local)
     say(f"server http://127.0.0.1:{config.server_port}/mcp · edge https://localhost:{config.tls_port}/mcp")
     return watching
@@ -238,7 +241,7 @@ def _up(config: settings.Settings, *, local: bool) -> contextlib.AbstractContext
         say(f"{missing}: running server and edge as processes of this machine")
     if local or missing:
         if target and target.packages:
-            packages.install(target, (ROOT / config.state).resolve(), ROOT, say)
+            packages.install(target, (ROOT / config.state).resolve(), ROOT, say, packages.installer(ROOT) or "uv")
         try:
             _up_local(config)
         except PortInUse:

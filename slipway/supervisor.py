@@ -18,7 +18,7 @@ from typing import Any
 from slipway import processes
 
 STOP_TIMEOUT = 8.0  # seconds; longer than the server's own grace, shorter than processes.STOP_TIMEOUT
-HOPELESS = {2, *range(50, 58)}  # exit codes of settings.py and targets.py: another try would end in the same way
+HOPELESS = {2, 3, *range(50, 58)}  # exit codes of settings.py, uvicorn and targets.py: another try would end alike
 SETTLED = 30.0  # seconds after which a child counts as having started well
 
 

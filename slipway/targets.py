@@ -29,7 +29,8 @@ _KEPT = {
 _KEPT_PREFIXES = ("LC_", "XDG_", "npm_config_", "NPM_CONFIG_", "UV_", "PIP_", "PYENV_")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|KEY|CREDENTIAL|_AUTH", re.I)
 _SCRIPT = re.compile(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$")  # PEP 723's own pattern
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+# ${NAME} of most hosts, ${env:NAME} of Cursor and VS Code
+_VARIABLE = re.compile(r"\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,24 @@ class Target:
     sse: bool = False
     parts: Mapping[str, Target] = field(default_factory=dict)
 
+    @property
+    def label(self) -> str:
+        """What callers, errors and logs may call it: of a URL the host, since path and query may hold a key."""
+        if self.kind != "url":
+            return self.text
+        return (urlsplit(self.url).hostname or "the upstream") if self.text == self.url else self.text
+
+    @property
+    def shown(self) -> str:
+        """What the operator is told: of a URL all but its query, which may hold a key."""
+        return urlsplit(self.url)._replace(query="", fragment="").geturl() if self.url else self.text
+
     def files(self) -> list[Path]:
         """Return the files on the command line or in the configuration whose change asks for a reload."""
         named = [self.folder / word for word in self.command if "/" in word or "." in word]
         own = [self.path] if self.kind in ("python", "config") else []
+        if self.kind == "python":
+            named.append(self.path.parent / "fastmcp.json")
         return (
             own
             + [path for path in named if path.is_file()]
@@ -79,7 +94,7 @@ class Target:
         if self.kind == "command":
             return f"{self.command[0]} runs on this machine"
         if self.kind == "url" and urlsplit(self.url).hostname in _LOOPBACK:
-            return f"{self.url} is on this machine's loopback"
+            return f"{self.shown} is on this machine's loopback"
         return next((why for part in self.parts.values() if (why := part.why_not_in_docker())), "")
 
 

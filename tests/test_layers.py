@@ -89,10 +89,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "targets": {"errors"},
     "packages": {"errors", "targets"},
     "proxy.relay": {"knocks"},
-    "proxy.upstreams": {"errors", "knocks", "proxy.relay", "targets"},
+    "proxy.upstreams": {"proxy.relay"},
     "proxy.children": {"errors", "knocks", "proxy.relay", "targets", "proxy.upstreams"},
-    "proxy.loading": {"proxy.children", "errors", "targets", "proxy.upstreams"},
-    "serving": {"app", "errors", "knocks", "proxy.loading", "settings", "store", "targets", "tokens"},
+    "proxy.remote": {"errors", "knocks", "proxy.relay", "targets", "proxy.upstreams"},
+    "proxy.loading": {"proxy.children", "errors", "proxy.remote", "targets", "proxy.upstreams"},
+    "serving": {"app", "errors", "knocks", "packages", "proxy.loading", "settings", "store", "targets", "tokens"},
     "compose": {"errors", "packages", "processes", "settings", "targets"},
     "edge": {"errors", "ngrok_errors", "settings"},
     "doctor.wire": set(),
@@ -140,6 +141,7 @@ SERVER_SIDE = {
     "proxy.loading",
     "proxy.relay",
     "serving",
+    "proxy.remote",
     "proxy.upstreams",
 }
 READS_THE_ENVIRONMENT = {

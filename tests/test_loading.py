@@ -194,9 +194,9 @@ async def test_a_url_that_is_no_mcp_server_is_said(
 
 
 async def test_a_url_that_never_answers_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slipway.proxy import upstreams
+    from slipway.proxy import remote
 
-    monkeypatch.setattr(upstreams, "URL_TIMEOUT", 0.3)
+    monkeypatch.setattr(remote, "URL_TIMEOUT", 0.3)
     server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # listens, and nobody accepts
     try:
         found = await problem(f"http://127.0.0.1:{server.server_port}/mcp", tmp_path)
@@ -228,6 +228,16 @@ def test_check_tells_what_would_be_served(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert list(json.loads(done.stdout)["tools"]) == ["add"]
+
+
+@pytest.mark.slow
+def test_a_command_without_quotes_is_told_how_to_write_it(checkout: Path) -> None:
+    done = subprocess.run(
+        [checkout / "scripts" / "up", "npx", "-y", "some-server"],
+        env=clean_environment(checkout), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "./scripts/up 'npx -y some-server'" in done.stderr
 
 
 @pytest.mark.slow

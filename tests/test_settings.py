@@ -18,6 +18,12 @@ def env(tmp_path: Path, text: str) -> Path:
     return path
 
 
+def test_a_setting_of_fastmcps_in_env_is_refused_since_every_target_here_would_read_it(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("FASTMCP_TRANSPORT=http\n")
+    with pytest.raises(Problem, match="FASTMCP_TRANSPORT"):
+        settings.load({}, tmp_path / ".env")
+
+
 def test_every_setting_stands_in_env_example_with_its_default() -> None:
     listed = settings.read_env_file(ROOT / ".env.example")
     assert set(listed) == set(settings.names())

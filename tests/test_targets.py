@@ -116,6 +116,26 @@ def test_what_cannot_be_served_is_said_with_a_cure(
     assert caught.value.cure
 
 
+def test_variables_are_read_as_every_host_writes_them(folder: Path) -> None:
+    entry = {"command": "sh", "args": ["${NAME}", "${env:NAME}", "${OTHER:-else}"], "env": {"KEY": "${env:NAME}"}}
+    (folder / "env.json").write_text(json.dumps({"mcpServers": {"one": entry}}))
+    part = targets.parse("env.json", folder, {"NAME": "value"}).parts["one"]
+    assert part.command == ("sh", "value", "value", "else")
+    assert part.environment == {"KEY": "value"}
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "shown"),
+    [
+        ("https://u.example:8443/mcp?api_key=s3cret#x", "u.example", "https://u.example:8443/mcp"),
+        ("sh -c true", "sh -c true", "sh -c true"),
+    ],
+)
+def test_a_key_in_a_url_is_in_no_name_of_it(folder: Path, text: str, label: str, shown: str) -> None:
+    target = targets.parse(text, folder, {})
+    assert (target.label, target.shown) == (label, shown)
+
+
 def test_broken_headers_are_not_repeated(folder: Path) -> None:
     with pytest.raises(Problem) as caught:
         targets.parse("https://x.example/mcp", folder, {}, "Bearer s3cret")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import difflib
 import logging
@@ -14,10 +15,12 @@ from types import ModuleType
 from typing import Any
 
 import mcp_types as mt
-from fastmcp import Client, FastMCP
+from fastmcp import FastMCP
+from fastmcp.client.transports import FastMCPTransport
 from fastmcp.server.dependencies import bind_request_context
 from fastmcp.server.transforms.namespace import Namespace
 from fastmcp.utilities.mcp_server_config.v1.sources.filesystem import FileSystemSource
+from mcp.server.lowlevel import Server
 from mcp.server.mcpserver import MCPServer
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 from mcp.shared.exceptions import MCPError
@@ -25,10 +28,12 @@ from mcp.shared.exceptions import MCPError
 from slipway import targets
 from slipway.errors import Problem
 from slipway.proxy.children import Children
-from slipway.proxy.upstreams import Remote, Upstream
+from slipway.proxy.remote import Remote
+from slipway.proxy.upstreams import Upstream
 from slipway.targets import Target
 
 IMPORT_TIMEOUT = 50.0  # seconds; a file that imports large libraries may take long, one that waits for ever may not
+SERVERS = (FastMCP, MCPServer, Server)
 MODULE = "server_module"  # the name under which FastMCP's loader imports the file
 
 
@@ -51,14 +56,19 @@ class Loaded:
             Problem: with the cause, the cure and an exit code of targets.py.
         """
         try:
-            for upstream in self._upstreams.values():
-                await upstream.start()
+            starts = [asyncio.ensure_future(upstream.start()) for upstream in self._upstreams.values()]
+            await asyncio.gather(*starts, return_exceptions=True)
+            for start in starts:
+                start.result()  # the first that failed, in the order of the configuration
             if self._upstreams:
                 self._complete()
-            yield
+            async with contextlib.AsyncExitStack() as stack:
+                with _lifespan_told(self.describes):
+                    # the HTTP apps share it; here it fails before anything is served
+                    await stack.enter_async_context(self.server._lifespan_manager())
+                yield
         finally:
-            for upstream in self._upstreams.values():
-                await upstream.close()
+            await asyncio.gather(*(upstream.close() for upstream in self._upstreams.values()))
 
     def _complete(self) -> None:
         """Take over what a mount does not carry: instructions, completions, and the newest era's list changes."""
@@ -91,7 +101,7 @@ class Loaded:
             upstream, own = self._whose(uri=str(params.uri))
             if not upstream or not upstream.subscribes:
                 raise MCPError(mt.INVALID_PARAMS, f"{params.uri} cannot be subscribed to")
-            await upstream.subscribe(own, wanted=context.method == "resources/subscribe")
+            await upstream.subscribe(own, str(params.uri), wanted=context.method == "resources/subscribe")
         return mt.EmptyResult()
 
     def _whose(self, name: str = "", uri: str = "") -> tuple[Upstream | None, str]:
@@ -124,8 +134,9 @@ async def load(
         server = await load_python(target)
         if isinstance(server, FastMCP):
             return Loaded(server, {}, str(target.path))
-        # the official SDK's server has no mount of its own: it is spoken to in memory
-        remote = Remote(server.name, Client(server).transport, announce)
+        # the official SDK's servers have no mount of their own: they are spoken to in memory
+        taken: Any = _Low(server) if isinstance(server, Server) else server
+        remote = Remote(server.name, FastMCPTransport(taken), announce)
         return Loaded(remote.server, {server.name: remote}, str(target.path))
 
     def upstream(name: str, part: Target) -> Upstream:
@@ -134,8 +145,8 @@ async def load(
         return Children(name, part, dict(environment), logs / "target.log", announce, per_seat=per_seat)
 
     if target.kind != "config":
-        one = upstream(target.text if target.kind == "url" else _short(target), target)
-        return Loaded(one.server, {one.name: one}, target.text)
+        one = upstream(target.label if target.kind == "url" else _short(target), target)
+        return Loaded(one.server, {one.name: one}, target.shown)
     parts = {name: upstream(name, part) for name, part in target.parts.items()}
     if len(parts) == 1:
         one = next(iter(parts.values()))
@@ -153,7 +164,14 @@ def _short(target: Target) -> str:
     return named.rstrip("/").rpartition("/")[2] or named
 
 
-async def load_python(target: Target) -> FastMCP[Any] | MCPServer:
+class _Low:
+    """The official SDK's low-level server, as FastMCP's transport in memory takes one."""
+
+    def __init__(self, server: Server[Any]) -> None:
+        self._mcp_server, self.name = server, server.name
+
+
+async def load_python(target: Target) -> FastMCP[Any] | MCPServer | Server[Any]:
     """Import the file and return its server object.
 
     Raises:
@@ -179,9 +197,29 @@ async def load_python(target: Target) -> FastMCP[Any] | MCPServer:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-    if not isinstance(server, FastMCP | MCPServer):
+    if not isinstance(server, SERVERS):
         raise _no_server(target, f"{target.name} is a {type(server).__module__}.{type(server).__name__}")
     return server
+
+
+@contextlib.contextmanager
+def _lifespan_told(whose: str) -> Iterator[None]:
+    """Say in words that a server's own start failed.
+
+    Raises:
+        Problem: with the lines of the target's own files.
+    """
+    try:
+        yield
+    except Exception as error:
+        others = (str(Path(__file__).parent.parent), sys.base_prefix)
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(others)]
+        own = [f for f in frames if "site-packages" not in f.filename]
+        where = "".join(f"\n  {frame.filename} line {frame.lineno}: {frame.line}" for frame in own[-3:])
+        raise Problem(
+            f"{whose} fails as it starts, in its lifespan: {type(error).__name__}: {str(error)[:500]}{where}",
+            "Mend it, then run the command again", targets.NO_IMPORT,
+        ) from None  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -273,11 +311,7 @@ def _the_only_server(target: Target, ended: SystemExit) -> Any:
 
 
 def _servers(module: ModuleType | None) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in vars(module or ModuleType("")).items()
-        if isinstance(value, FastMCP | MCPServer)
-    }
+    return {name: value for name, value in vars(module or ModuleType("")).items() if isinstance(value, SERVERS)}
 
 
 def _no_server(target: Target, found: str, close: list[str] | None = None) -> Problem:

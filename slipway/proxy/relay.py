@@ -70,6 +70,7 @@ class Line:
         self._calls: list[tuple[Front, str]] = []
         self._sessions: weakref.WeakSet[Any] = weakref.WeakSet()
         self._subscribed: dict[str, weakref.WeakSet[Any]] = {}  # URI → sessions
+        self._public: dict[str, str] = {}  # URI → what our callers know it by
 
     def enter(self) -> None:
         """Note the request that begins."""
@@ -85,9 +86,10 @@ class Line:
                 del self._calls[index]
                 return
 
-    def subscribe(self, uri: str) -> None:
-        """Note that this session wants to hear of this resource."""
+    def subscribe(self, uri: str, public: str) -> None:
+        """Note that this session wants to hear of this resource, under its public name."""
         if (now := front()) is not None:
+            self._public[uri] = public
             self._subscribed.setdefault(uri, weakref.WeakSet()).add(now.session._connection)
 
     def unsubscribe(self, uri: str) -> bool:
@@ -97,6 +99,7 @@ class Line:
             listeners.discard(now.session._connection)
         if not listeners:
             self._subscribed.pop(uri, None)
+            self._public.pop(uri, None)
         return not listeners
 
     def busy(self) -> bool:
@@ -150,9 +153,10 @@ class Line:
     async def message(self, message: Any) -> None:
         """Pass a list change on to every session that uses this connection."""
         if isinstance(message, mt.ResourceUpdatedNotification):
-            for connection in list(self._subscribed.get(str(message.params.uri), ())):
+            uri = str(message.params.uri)
+            for connection in list(self._subscribed.get(uri, ())):
                 with contextlib.suppress(Exception):  # a session that is gone needs no news
-                    await connection.notify(message.method, {"uri": str(message.params.uri)})
+                    await connection.notify(message.method, {"uri": self._public.get(uri, uri)})
         elif isinstance(message, LIST_CHANGES):
             await self._on_change(self, message, list(self._sessions))
         elif isinstance(message, Exception):

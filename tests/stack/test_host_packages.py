@@ -32,6 +32,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
         (["-m", "slipway.operator", "invite", "new"], "-"),
         (["-m", "slipway.mint"], "eyJ"),
         (["-m", "tests.misbehaving", "--help"], "buffer-sse"),
+        (["server.py", "check", "examples/mounted.py"], '"add"'),
+        (["-c", "import examples.mounted as m; print(m.app.title)"], "notes-backend"),
     ],
 )
 def test_a_command_needs_no_package_that_users_do_not_get(
