@@ -180,7 +180,10 @@ class Compose:
 
 def _of_target(target: Target | None, env: Path, own: Path) -> dict[str, str]:
     """Return what docker-compose.yml asks for about the target, and write what .env holds for it into a file."""
-    lines = [f"{name}={_quoted(value)}\n" for name, value in settings.own_names(settings.read_env_file(env)).items()]
+    found = settings.own_names(settings.read_env_file(env))
+    # in the container there is no .env to tell the target's names from all others
+    named = found | {settings.TARGET_NAMES: ",".join(found)}
+    lines = [f"{name}={_quoted(value)}\n" for name, value in named.items()]
     with os.fdopen(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
         stream.writelines(lines)
     values = {"SLIPWAY_TARGET": "", "SLIPWAY_TARGET_INSIDE": "", "SLIPWAY_TARGET_PACKAGES": ""}

@@ -120,6 +120,8 @@ class _Process:
         config = settings.rooted(settings.load(os.environ, ROOT / ".env"), ROOT)
         text, folder = (self._text, Path.cwd()) if self._text else (config.target, config.target_folder)
         own = settings.own_names(settings.read_env_file(ROOT / ".env"))
+        named = os.environ.get(settings.TARGET_NAMES, "").split(",")
+        own |= {name: os.environ[name] for name in named if name in os.environ}
         clean = targets.clean_environment(os.environ, own)
         self._log = knocks.open_log(config.state / "log" / "server.jsonl", also_stdout=True)
         os.environ.update({name: value for name, value in own.items() if name not in os.environ})

@@ -19,6 +19,7 @@ _ORIGIN = re.compile(r"(null|\*|[a-z][a-z0-9+.-]*://(\*\.)?(\[[0-9a-f:]+\]|[a-z0
 _HOST = re.compile(r"(\*\.)?[a-z0-9.-]+|\[[0-9a-f:]+\]", re.I)
 _COMPOSE_ONLY = ("NGROK_API_KEY", "SLIPWAY_UID", "SLIPWAY_GID", "SLIPWAY_INIT", "SLIPWAY_CADDYFILE_HASH")
 _OURS = ("SLIPWAY_", "NGROK_")
+TARGET_NAMES = "SLIPWAY_TARGET_NAMES"  # which variables of a container are the target's, comma-separated
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 

@@ -22,7 +22,7 @@ OTHER = tokens.Secret("0ther-0123456789abcdefghijklmnopqrstuvwxyz")
 
 
 def forged(key: Any = None, algorithm: str = "HS256", drop: str = "", **changed: Any) -> str:
-    claims = tokens.mint(SECRET, subject="ana", scope="tool:add", ttl=600).claims | changed
+    claims = tokens.mint(SECRET, subject="ana", scope="tool:add", ttl=86_400).claims | changed
     claims.pop(drop, None)
     return jwt.encode(claims, SECRET.key() if key is None else key, algorithm)
 
@@ -50,8 +50,8 @@ def test_a_minted_token_carries_exactly_the_agreed_claims_and_is_accepted() -> N
     ("token", "reason"),
     [
         (forged(exp=int(time.time()) - 90), "expired "),
-        (forged(nbf=int(time.time()) + 600), "not valid yet"),
-        (forged(iat=int(time.time()) + 600), "issued in the future"),
+        (forged(nbf=int(time.time()) + 80_000), "not valid yet"),
+        (forged(iat=int(time.time()) + 80_000), "issued in the future"),
         *((forged(drop=name), f"claim {name} is missing") for name in tokens.REQUIRED_CLAIMS),
         (forged(iss="evil"), "wrong issuer"),
         (forged(aud="other"), "wrong audience"),
