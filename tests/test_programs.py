@@ -75,7 +75,7 @@ async def test_a_registration_is_bounded(programs: Programs, uris: list[str], mo
 
 
 async def test_one_address_that_registers_without_end_locks_nobody_out(programs: Programs) -> None:
-    for n in range(60):
+    for n in range(120):
         await programs.register(client(f"c{n}"), "10.0.0.1")
     with pytest.raises(RegistrationError, match="Too many"):
         await programs.register(client("more"), "10.0.0.1")
@@ -87,6 +87,8 @@ async def test_what_an_address_is_refused_does_not_count_for_all() -> None:
     assert [await throttle.admits("10.0.0.1") for _ in range(6)] == [True, True] + [False] * 4
     assert [await throttle.admits("10.0.0.2") for _ in range(2)] == [True, True]
     assert not await throttle.admits("10.0.0.3")
+    daily = Throttle("y", per_address=9, overall=9, a_day=3)
+    assert [await daily.admits("10.0.0.1") for _ in range(4)] == [True] * 3 + [False]
 
 
 def documented(programs: Programs, monkeypatch: pytest.MonkeyPatch, *uris: str) -> list[str]:

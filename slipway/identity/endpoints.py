@@ -64,7 +64,7 @@ class Endpoints:
         self._provider = provider
         self._programs = programs
         self._end = revoke
-        self._sign_ins = Throttle("authorize", per_address=60, overall=600)
+        self._sign_ins = Throttle("authorize", per_address=120, overall=1200)
 
     def routes(self) -> list[Route]:
         """Return the routes: the SDK's handlers under /oauth, and metadata under /.well-known."""

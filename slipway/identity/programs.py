@@ -36,7 +36,8 @@ class Programs:
     def __init__(self, grants: Grants, scope: str) -> None:
         self._grants = grants
         self.documents = CIMDClientManager(default_scope=scope)
-        self._registrations = Throttle("register", per_address=60, overall=300)
+        # a class comes from one address, and each of its programs registers by itself
+        self._registrations = Throttle("register", per_address=120, overall=600, a_day=20_000)
         self._fetches = Throttle("document", per_address=20, overall=60)
         self._asked, self._reaches = -ASK_AGAIN, False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import time
 
-from limits import RateLimitItem, RateLimitItemPerMinute
+from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 
@@ -13,16 +13,17 @@ from limits.aio.strategies import MovingWindowRateLimiter
 class Throttle:
     """So many tries a minute, counted in memory or, over replicas, in Redis."""
 
-    def __init__(self, name: str, *, per_address: int, overall: int, redis_url: str = "") -> None:
-        """Take what is tried, and how often a minute an address and everybody together may."""
+    def __init__(self, name: str, *, per_address: int, overall: int, a_day: int = 0, redis_url: str = "") -> None:
+        """Take what is tried, and how often an address and everybody may, a minute and (0: no matter) a day."""
         self._name = name
-        self._limits = (RateLimitItemPerMinute(per_address), RateLimitItemPerMinute(overall))
+        self._limits: list[RateLimitItem] = [RateLimitItemPerMinute(per_address), RateLimitItemPerMinute(overall)]
+        self._limits += [RateLimitItemPerDay(a_day)] if a_day else []
         self._limiter = MovingWindowRateLimiter(
             RedisStorage(f"async+{redis_url}", implementation="redispy") if redis_url else MemoryStorage()
         )
 
-    def _keys(self, address: str) -> zip[tuple[RateLimitItem, str]]:
-        return zip(self._limits, (network(address), "all"), strict=True)
+    def _keys(self, address: str) -> list[tuple[RateLimitItem, str]]:
+        return [(item, "all" if index else network(address)) for index, item in enumerate(self._limits)]
 
     async def wait(self, address: str) -> int:
         """Return the seconds until another try is heard, 0 where one is heard now. It counts nothing."""

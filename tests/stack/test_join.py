@@ -164,9 +164,10 @@ def test_the_pages_are_closed_to_other_origins(shared_stack: Stack) -> None:
 
 def test_guessing_is_cut_off_over_both_doors(make_stack: Callable[..., Stack]) -> None:
     stack = make_stack()
-    codes = [form(Browser(stack), f"ACDE-FG{n:02}", name()).status_code for n in range(11)]
+    here = "127.9.9.9"
+    codes = [form(Browser(stack, here), f"ACDE-FG{n:02}", name()).status_code for n in range(11)]
     assert codes == [400] * 10 + [429]
-    browser = Browser(stack)
+    browser = Browser(stack, here)
     client_id = browser.register("http://localhost:1/cb").json()["client_id"]
     begun, _ = browser.authorize(client_id, redirect_uri="http://localhost:1/cb")
     assert browser.consent(begun.headers["location"], invite(stack), name()).status_code == 429

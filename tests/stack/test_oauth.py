@@ -54,9 +54,12 @@ def _closed() -> Iterator[None]:
 class Browser:
     """A person's browser, with its cookies, which follows no redirect by itself."""
 
-    def __init__(self, stack: Stack, **headers: str) -> None:
+    def __init__(self, stack: Stack, address: str = "", **headers: str) -> None:
         self.base = stack.tls_url.removesuffix("/mcp")
-        self.http = httpx2.Client(verify=stack.trust(), timeout=20, base_url=self.base, headers=headers)
+        # an address of its own, as every person has: what one does too often must not count against another test
+        here = address or f"127.{secrets.randbelow(250) + 1}.{secrets.randbelow(250) + 1}.1"
+        way = httpx2.HTTPTransport(verify=stack.trust(), local_address=here)
+        self.http = httpx2.Client(transport=way, timeout=20, base_url=self.base, headers=headers)
         OPEN.append(self.http)
 
     def register(self, *uris: str, **more: Any) -> httpx2.Response:

@@ -167,8 +167,8 @@ def test_a_sign_in_that_would_fill_the_disk_is_refused(make_stack: Callable[...,
     client_id = browser.register(CALLBACK).json()["client_id"]
     assert browser.authorize(client_id, state="x" * 2001)[0].status_code == 400
     assert browser.authorize(client_id, state="x" * 2000)[0].status_code == 302
-    answers = [browser.authorize(client_id)[0].status_code for _ in range(60)]
-    assert answers == [302] * 58 + [429] * 2
+    answers = [browser.authorize(client_id)[0].status_code for _ in range(120)]
+    assert answers == [302] * 118 + [429] * 2
 
 
 def test_a_sign_in_begun_at_one_url_is_nothing_at_another(shared_stack: Stack) -> None:
