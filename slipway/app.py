@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slipway import knocks, settings, store, tokens
+from slipway import knocks, settings, store, telemetry, tokens
 from slipway.guards import HostGuard, public_host
 from slipway.identity.admin import Admin
 from slipway.identity.consent import Consent
@@ -33,6 +33,7 @@ from slipway.identity.names import Names
 from slipway.identity.oauth import SlipwayOAuth
 from slipway.identity.pages import Pages
 from slipway.identity.verifier import Challenge, SlipwayTokens, ToolScopes
+from slipway.metrics import Metrics
 from slipway.sessions import AutoSessions, Body
 from slipway.streams import FirstByte
 
@@ -61,6 +62,9 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     consent = Consent(look, oauth, grants, invites, who)
     join = Join(look, grants, invites, ledger, who, secret)
     mcp.auth = None if config.anonymous else oauth
+    metrics = _metrics(config, state)
+    # in front of all others: what they refuse counts
+    mcp.middleware.insert(0, telemetry.Measured(metrics))
     mcp.add_middleware(ToolScopes(anonymous=config.anonymous))
 
     def make(*, stateless: bool) -> Any:
@@ -76,11 +80,15 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         "stateless": lambda: [make(stateless=True)],
         "auto": lambda: [make(stateless=False), make(stateless=True)],
     }[config.sessions]()
+    metrics.watch("slipway_sessions", "Sessions that are open.", lambda: sum(map(_sessions, apps)))
     endpoint: ASGIApp = AutoSessions(*apps) if len(apps) == 2 else apps[0]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(
+                telemetry.tracing(config.otlp_endpoint, config.otlp_headers.get_secret_value())
+            )
             await ledger.load()
             tidying = asyncio.create_task(_tidy(state))
             stack.callback(tidying.cancel)
@@ -102,11 +110,29 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     doors = [] if config.anonymous else [*consent.routes(), *join.routes()]
     routes = [Route("/healthz", healthz), Route("/readyz", readyz), *admin.routes(), *doors, Mount("/", endpoint)]
     hosts = _Hosts(config)
+    guarded = HostGuard(OneSpelling(FirstByte(Starlette(routes=routes, lifespan=lifespan))), hosts)
     whole: ASGIApp = KnockLog(
-        HostGuard(OneSpelling(FirstByte(Starlette(routes=routes, lifespan=lifespan))), hosts),
+        telemetry.Telemetry(guarded, metrics),
         knocks.open_log(config.state / "log" / "server.jsonl", also_stdout=True),
     )
     return whole
+
+
+def _metrics(config: settings.Settings, state: store.Store) -> Metrics:
+    metrics = Metrics()
+    metrics.watch(
+        "slipway_tunnel_up", "Whether tunnel.py has a public URL open.", lambda: config.public_url_file.exists()
+    )
+    if config.redis_url.get_secret_value():
+        metrics.probe("slipway_redis_up", "Whether Redis answers.", lambda: state.get("nothing", collection="check"))
+    return metrics
+
+
+def _sessions(app: Any) -> int:
+    """Return how many sessions the SDK keeps."""
+    ends = [getattr(route, "endpoint", None) for route in app.routes]
+    managers = [getattr(getattr(end, "app", end), "session_manager", None) for end in ends]
+    return sum(len(manager._server_instances) for manager in managers if manager)
 
 
 async def _tidy(state: store.Store) -> None:
@@ -172,7 +198,7 @@ class KnockLog:
         if scope["method"] in ("POST", "DELETE"):
             await body.read()
         started = time.perf_counter()
-        written = scope["path"] in ("/healthz", "/readyz") or scope.get("slipway.quiet", False)
+        written = scope["path"] in ("/healthz", "/readyz", telemetry.PATH) or scope.get("slipway.quiet", False)
 
         def finish() -> None:
             nonlocal written

@@ -56,21 +56,21 @@ class HostGuard:
                 send,
                 421,
                 f"The Host {seen} is not ours. The operator can add it to SLIPWAY_ALLOWED_HOSTS in .env.",
+                code="host",
             )
         origin = headers.get("origin")
         if origin and public_host(origin) not in _LOOPBACK_ORIGINS:
             seen = knocks.printable(origin, 253)
-            return await refuse(
-                scope, send, 403, f"The Origin {seen} may not call the server past its edge. Use the edge's URL."
-            )
+            text = f"The Origin {seen} may not call the server past its edge. Use the edge's URL."
+            return await refuse(scope, send, 403, text, code="origin")
         return await self._app(scope, receive, send)
 
 
-async def refuse(scope: Scope, send: Send, status: int, text: str) -> None:
+async def refuse(scope: Scope, send: Send, status: int, text: str, *, code: str = "") -> None:
     """Answer with a JSON sentence that says what to change, and note it on the request's record."""
     knock: knocks.Knock | None = scope.get("slipway.knock")
     if knock:
-        knock.reason = text
+        knock.reason, knock.code = text, code
     body = json.dumps({"error": text}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -42,7 +42,10 @@ class Knock:
     status: int = 0
     ms: float = 0.0
     bytes_out: int = 0
+    limit: str = ""  # the name of the limit that was reached
+    code: str = ""  # why it was refused, in a word: one of metrics.CODES
     reason: str = ""
+    trace_id: str = ""  # W3C Trace Context, 32 hex digits
 
 
 current: ContextVar[Knock | None] = ContextVar("knock", default=None)

@@ -71,6 +71,8 @@ class Settings(BaseModel):
     edge_port: Port = Field(8080, alias="EDGE_PORT", description="Plain HTTP port that the tunnel forwards to.")
     tls_port: Port = Field(8443, alias="TLS_PORT", description="HTTPS port for clients on this machine.")
     console_port: Port = Field(8081, alias="CONSOLE_PORT", description="Port of the browser console.")
+    grafana_port: Port = Field(3000, alias="GRAFANA_PORT", description="Port of the dashboard (profile observe).")
+    prometheus_port: Port = Field(9090, alias="PROMETHEUS_PORT", description="Port of Prometheus (profile observe).")
     ngrok_authtoken: SecretStr = Field(
         SecretStr(""),
         alias="NGROK_AUTHTOKEN",
@@ -113,6 +115,17 @@ class Settings(BaseModel):
         SecretStr(""),
         alias="REDIS_URL",
         description="redis://… shares revocations and invites between replicas; empty means files.",
+    )
+    otlp_endpoint: str = Field(
+        "",
+        alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        pattern=r"^(https?://[^/\s@]+(/[^\s?#]*)?)?$",
+        description="Where traces go, by OTLP over HTTP: http://127.0.0.1:4318; empty means: none.",
+    )
+    otlp_headers: SecretStr = Field(
+        SecretStr(""),
+        alias="OTEL_EXPORTER_OTLP_HEADERS",
+        description="What the collector wants with them: name=value,name=value.",
     )
     anonymous: bool = Field(
         False,

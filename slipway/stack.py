@@ -89,7 +89,11 @@ def children(config: settings.Settings, root: Path = ROOT) -> dict[str, tuple[li
     shared = settings.environment(config, root)
     served = targets.clean_environment(os.environ, own) | shared
     served |= {"PYTHONUNBUFFERED": "1", "FASTMCP_ENV_FILE": os.devnull, "DATA_DIR": str(state / "data")}
-    for name, secret in (("SLIPWAY_TARGET_HEADERS", config.target_headers), ("REDIS_URL", config.redis_url)):
+    for name, secret in (
+        ("SLIPWAY_TARGET_HEADERS", config.target_headers),
+        ("REDIS_URL", config.redis_url),
+        ("OTEL_EXPORTER_OTLP_HEADERS", config.otlp_headers),
+    ):
         if secret.get_secret_value():
             served[name] = secret.get_secret_value()
     if folder := packages.installed(target_of(config, root), state):

@@ -37,9 +37,19 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class TokenRefused(Exception):
     """A token that must not pass; the message is the real reason, for the operator and never for the caller."""
 
+    code = "token_invalid"  # the same in a word, one of a few
+
 
 class TokenExpired(TokenRefused):
     """A token that is good but for its age."""
+
+    code = "token_expired"
+
+
+class TokenRevoked(TokenRefused):
+    """A token that the operator took back."""
+
+    code = "token_revoked"
 
 
 class Secret:

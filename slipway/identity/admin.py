@@ -61,7 +61,7 @@ class Admin:
                     raise tokens.TokenRefused("there is none")
                 tokens.verify(self._secret, token, audience=tokens.ADMIN_AUDIENCE)
             except tokens.TokenRefused as refused:
-                _note(request, f"admin token refused: {refused}")
+                _note(request, f"admin token refused: {refused}", "admin_token")
                 return _answer(401, "The admin token is missing or not good.", "Use ./scripts/tokens on this machine")
             try:
                 return await handler(request)
@@ -172,7 +172,7 @@ def _unknown(jti: str) -> Response:
     )
 
 
-def _note(request: Request, reason: str) -> None:
+def _note(request: Request, reason: str, code: str) -> None:
     knock: knocks.Knock | None = request.scope.get("slipway.knock")
     if knock:
-        knock.reason = reason
+        knock.reason, knock.code = reason, code

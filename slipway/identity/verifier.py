@@ -39,7 +39,7 @@ class SlipwayTokens(TokenVerifier):
             claims = await self._accepted(token)
         except tokens.TokenRefused as refused:
             if knock:
-                knock.reason = f"token refused: {refused}"
+                knock.reason, knock.code = f"token refused: {refused}", refused.code
             return None
         if knock:
             knock.subject, knock.jti = claims["sub"], claims["jti"]
@@ -63,7 +63,7 @@ class SlipwayTokens(TokenVerifier):
                 raise
             claims["exp"] = until
         if reason := await self.ledger.refusal(claims):
-            raise tokens.TokenRefused(reason)
+            raise tokens.TokenRevoked(reason)
         await self.ledger.seen(claims)
         return claims
 
@@ -108,6 +108,10 @@ class Challenge:
             challenge = f'Bearer realm="slipway"{more}'
         if knock and not knock.reason:
             knock.reason = "no token" if not error else f"{error}: {text}"
+        if knock and not knock.code:
+            knock.code = {"insufficient_scope": "no_tool_scope", "invalid_token": "token_invalid"}.get(
+                error, "no_token"
+            )
         body = json.dumps({"error": error or "unauthorized", "error_description": text}).encode()
         headers = [
             (b"content-type", b"application/json"),
@@ -163,7 +167,7 @@ class ToolScopes(Middleware):
         name = context.message.name
         if not self._unchecked() and not may_call(self._scopes(), name):
             missing = TOOL_PREFIX + name
-            _note(f"insufficient_scope: {missing} is missing")
+            _note(f"insufficient_scope: {missing} is missing", "scope")
             raise InsufficientScopeError(
                 [missing],
                 message=f"insufficient_scope: this token may not call {name!r}; it lacks the scope {missing}. "
@@ -176,7 +180,7 @@ class ToolScopes(Middleware):
             raise
 
 
-def _note(reason: str) -> None:
+def _note(reason: str, code: str = "") -> None:
     """Put the reason on the record of the HTTP request that carried this message."""
     try:
         # not the context variable: in a session the tool runs in the session's task, not in the request's
@@ -184,4 +188,4 @@ def _note(reason: str) -> None:
     except RuntimeError:
         return
     if knock:
-        knock.reason = reason
+        knock.reason, knock.code = reason, code

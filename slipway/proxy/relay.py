@@ -76,6 +76,8 @@ class Line:
         """Note the request that begins."""
         if (now := front()) is not None:
             self._calls.append((now, seat()))
+            if now.meta:
+                now.meta.pop("baggage", None)  # the caller's own (W3C Baggage); FastMCP passes all of _meta on
             self._sessions.add(now.session._connection)
 
     def leave(self) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import anyio
 import httpx2
 from fastmcp.client.transports import ClientTransport, SSETransport, StreamableHttpTransport
+from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp.shared.exceptions import MCPError
 from mcp_types.version import LATEST_MODERN_VERSION, MODERN_PROTOCOL_VERSIONS
 
-from slipway import knocks, targets
+from slipway import knocks, targets, telemetry
 from slipway.errors import Problem
 from slipway.proxy.relay import Line, Relay, SessionRelay, Tools, front
 from slipway.proxy.upstreams import Upstream
@@ -47,7 +48,8 @@ class Remote(Upstream):
     def to(target: Target, announce: Callable[[str], None]) -> Remote:
         """Return the upstream of a URL."""
         kind = SSETransport if target.sse else StreamableHttpTransport
-        return Remote(target.label, kind(target.url, headers=dict(target.headers)), announce, target)
+        transport = kind(target.url, headers=dict(target.headers), httpx_client_factory=_client)
+        return Remote(target.label, transport, announce, target)
 
     async def client(self) -> Relay:
         """Return a client in the caller's era, as far as the upstream speaks it."""
@@ -106,6 +108,22 @@ class Remote(Upstream):
                 f"No MCP server answers at {self.name}: {failure.error.message}",
                 "Mend the URL; it often ends with /mcp", targets.NO_ANSWER,
             )  # fmt: skip
+
+
+def _client(headers: Any = None, timeout: Any = None, auth: Any = None, **_: Any) -> httpx2.AsyncClient:
+    """Return the SDK's HTTP client, which tells the upstream the trace and the id of the request that it serves.
+
+    FastMCP asks factories to follow redirects; the SDK does that itself, within the origin, and so it stays.
+    """
+    client = create_mcp_http_client(headers, timeout, auth)
+    client.event_hooks["request"].append(_tie)
+    return client
+
+
+async def _tie(request: httpx2.Request) -> None:
+    # the SDK sends each message in the context of who asked for it
+    for name, value in telemetry.outgoing().items():
+        request.headers.setdefault(name, value)
 
 
 async def _refuse_what_is_no_mcp(target: Target) -> None:

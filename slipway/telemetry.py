@@ -1,0 +1,215 @@
+"""How requests are observed: /metrics, counting what is answered and called, W3C Trace Context in and out.
+
+The numbers are in metrics.py, the spans in traces.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import mcp_types as mt
+from fastmcp.exceptions import InsufficientScopeError
+from fastmcp.server.dependencies import fastmcp_request_ctx, get_http_request
+from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
+from fastmcp.telemetry import suppress_fastmcp_telemetry
+from fastmcp.tools.base import Tool, ToolResult
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from opentelemetry import context as otel_context
+from opentelemetry import propagate
+from opentelemetry.context import Context
+from opentelemetry.trace import format_trace_id, get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from slipway import knocks
+from slipway.metrics import Metrics
+
+PATH = "/metrics"
+_FORWARDED = ("x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "forwarded", "via", "origin")
+_W3C = TraceContextTextMapPropagator()
+
+
+class Telemetry:
+    """Answers /metrics, counts what is answered, and makes the caller's trace the parent of ours.
+
+    Stands where the request has its record. The Host rule of /metrics is its own: Prometheus finds replicas by
+    address, and a literal address cannot be rebound by DNS. Whoever comes through a proxy finds nothing.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+        # the default would pass baggage on as well, which is the caller's own
+        propagate.set_global_textmap(_W3C)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or hand on."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        if scope["path"] == PATH and _near(headers):
+            return await self._tell(scope, receive, send)
+        if scope.get("slipway.quiet"):
+            with suppress_fastmcp_telemetry():
+                return await self._app(scope, receive, send)
+        knock: knocks.Knock = scope["slipway.knock"]
+        parent = incoming(headers)
+        knock.trace_id = trace_id(parent) or trace_id(_of_message(scope["slipway.body"].message()))
+        method, open_streams, without = scope["method"], 0, 499  # the client left
+
+        async def counting(message: Message) -> None:
+            nonlocal open_streams
+            if message["type"] == "http.response.start" and _streams(message):
+                open_streams = 1
+                self._metrics.stream(method, 1)
+            await send(message)
+
+        token = otel_context.attach(parent)
+        try:
+            await self._app(scope, receive, counting)
+        except Exception:
+            without = 500
+            raise
+        finally:
+            otel_context.detach(token)
+            self._metrics.stream(method, -open_streams)
+            if not scope["path"].endswith("z"):  # /healthz, /readyz: the edge's, the engine's
+                self._metrics.answered(knock, knock.status or without)
+
+    async def _tell(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "GET":
+            answer = PlainTextResponse("GET alone\n", 405, {"allow": "GET"})
+        else:
+            text = (await self._metrics.text()).decode()
+            answer = PlainTextResponse(text, headers={"cache-control": "no-store"})
+            answer.headers["content-type"] = CONTENT_TYPE_PLAIN_0_0_4
+        await answer(scope, receive, send)
+
+
+class Measured(Middleware):
+    """Counts and times tool calls; the outermost of FastMCP's middleware, for what the others refuse counts, too."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def on_list_tools(
+        self,
+        context: MiddlewareContext[mt.ListToolsRequest],
+        call_next: CallNext[mt.ListToolsRequest, Sequence[Tool]],
+    ) -> Sequence[Tool]:
+        """Learn which tools exist."""
+        tools = await call_next(context)
+        self._metrics.learn(tool.name for tool in tools)
+        return tools
+
+    async def on_call_tool(
+        self,
+        context: MiddlewareContext[mt.CallToolRequestParams],
+        call_next: CallNext[mt.CallToolRequestParams, ToolResult],
+    ) -> ToolResult:
+        """Hand on, and count."""
+        name, begun, outcome = context.message.name, time.perf_counter(), "error"
+        try:
+            result = await call_next(context)
+            self._metrics.learn([name])
+            outcome = "error" if result.is_error else "ok"
+            return result
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except InsufficientScopeError:
+            outcome = "forbidden"
+            raise
+        except Exception as error:
+            outcome = getattr(error, "outcome", "error")
+            raise
+        finally:
+            if not _quiet():
+                self._metrics.call(name, outcome, _era(), time.perf_counter() - begun)
+
+
+@contextlib.asynccontextmanager
+async def tracing(endpoint: str, headers: str = "") -> AsyncIterator[None]:
+    """Send FastMCP's spans to a collector for the length of a block; "" costs nothing, not even an import."""
+    if not endpoint:
+        yield
+        return
+    from slipway import traces
+
+    stop = traces.start(endpoint, headers)
+    try:
+        yield
+    finally:
+        await stop()
+
+
+def incoming(headers: Headers) -> Context:
+    """Return the context with the caller's span as the parent; a header that is malformed or twice there is none.
+
+    Source: W3C Trace Context, 3.2.2 and 3.3. `tracestate` without a good `traceparent` counts for nothing.
+    """
+    if len(headers.getlist("traceparent")) != 1:
+        return otel_context.get_current()
+    carrier = {"traceparent": headers["traceparent"], "tracestate": ",".join(headers.getlist("tracestate"))}
+    return _W3C.extract(carrier, otel_context.get_current())
+
+
+def trace_id(context: Context | None) -> str:
+    """Return the 32 hex digits of a context's trace, or ""."""
+    span = get_current_span(context).get_span_context()
+    return format_trace_id(span.trace_id) if span.is_valid else ""
+
+
+def outgoing() -> dict[str, str]:
+    """Return the headers that tie a request of ours to the one that is being answered: trace and request id."""
+    headers: dict[str, str] = {}
+    _W3C.inject(headers)
+    if knock := knocks.current.get():
+        headers["x-request-id"] = knock.request_id
+    return headers
+
+
+def _of_message(message: dict[str, Any]) -> Context:
+    """Return the context of `params._meta` (MCP SEP-414), which FastMCP takes where HTTP has none."""
+    params = message.get("params")
+    meta = params.get("_meta") if isinstance(params, dict) else None
+    parent = meta.get("traceparent") if isinstance(meta, dict) else None
+    return _W3C.extract({"traceparent": parent}, Context()) if isinstance(parent, str) else Context()
+
+
+def _near(headers: Headers) -> bool:
+    """Tell whether a request comes from this machine or from the containers' network, by a literal address."""
+    if any(name in headers for name in _FORWARDED):
+        return False
+    try:
+        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_private
+    except ValueError:
+        return False
+
+
+def _streams(start: Message) -> bool:
+    kind = Headers(raw=start["headers"]).get("content-type", "")
+    return start["status"] == 200 and kind.startswith("text/event-stream")
+
+
+def _era() -> str:
+    request = fastmcp_request_ctx.get()
+    return "newest" if request and request.protocol_version in MODERN_PROTOCOL_VERSIONS else "handshake"
+
+
+def _quiet() -> bool:
+    """Tell whether this is a probe of our own."""
+    try:
+        return bool(get_http_request().scope.get("slipway.quiet"))
+    except RuntimeError:
+        return False
