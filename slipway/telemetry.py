@@ -17,13 +17,12 @@ import mcp_types as mt
 from fastmcp.exceptions import InsufficientScopeError
 from fastmcp.server.dependencies import fastmcp_request_ctx, get_http_request
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
-from fastmcp.telemetry import suppress_fastmcp_telemetry
 from fastmcp.tools.base import Tool, ToolResult
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from opentelemetry import context as otel_context
 from opentelemetry import propagate
 from opentelemetry.context import Context
-from opentelemetry.trace import format_trace_id, get_current_span
+from opentelemetry.trace import NonRecordingSpan, SpanContext, format_trace_id, get_current_span, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.datastructures import Headers
@@ -36,6 +35,8 @@ from slipway.metrics import Metrics
 PATH = "/metrics"
 _FORWARDED = ("x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "forwarded", "via", "origin")
 _W3C = TraceContextTextMapPropagator()
+# the parent of our own probes: it is not sampled, so nothing that comes of it is
+_UNSEEN = set_span_in_context(NonRecordingSpan(SpanContext(1, 1, is_remote=True)), Context())
 
 
 class Telemetry:
@@ -58,11 +59,9 @@ class Telemetry:
         headers = Headers(scope=scope)
         if scope["path"] == PATH and _near(headers):
             return await self._tell(scope, receive, send)
-        if scope.get("slipway.quiet"):
-            with suppress_fastmcp_telemetry():
-                return await self._app(scope, receive, send)
         knock: knocks.Knock = scope["slipway.knock"]
-        parent = incoming(headers)
+        counts = not scope.get("slipway.quiet") and scope["path"] not in ("/healthz", "/readyz")
+        parent = _UNSEEN if scope.get("slipway.quiet") else incoming(headers)
         knock.trace_id = trace_id(parent) or trace_id(_of_message(scope["slipway.body"].message()))
         method, open_streams, without = scope["method"], 0, 499  # the client left
 
@@ -82,7 +81,7 @@ class Telemetry:
         finally:
             otel_context.detach(token)
             self._metrics.stream(method, -open_streams)
-            if not scope["path"].endswith("z"):  # /healthz, /readyz: the edge's, the engine's
+            if counts:
                 self._metrics.answered(knock, knock.status or without)
 
     async def _tell(self, scope: Scope, receive: Receive, send: Send) -> None:
