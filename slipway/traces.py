@@ -78,8 +78,6 @@ class Clean(SpanProcessor):
         if knock:
             knock.trace_id = knock.trace_id or format_trace_id(span.get_span_context().trace_id)
             span.set_attribute("slipway.request_id", knock.request_id)
-        if len(span.name) > MAX_TEXT:
-            span.update_name(span.name[:MAX_TEXT])
 
     def on_end(self, span: ReadableSpan) -> None:
         """Hand on."""
@@ -102,7 +100,7 @@ def cleaned(span: ReadableSpan) -> ReadableSpan:
         name = name.partition(" ")[0] if "://" in name else name
     events = [_without_text(event) if event.name == "exception" else event for event in span.events]
     return ReadableSpan(
-        name=name, context=span.context, parent=span.parent, resource=span.resource, attributes=attributes,
+        name=name[:MAX_TEXT], context=span.context, parent=span.parent, resource=span.resource, attributes=attributes,
         events=events, links=span.links, kind=span.kind, status=Status(span.status.status_code),
         start_time=span.start_time, end_time=span.end_time, instrumentation_scope=scope,
     )  # fmt: skip
