@@ -44,10 +44,10 @@ class SlowReaders:
     Stands directly on uvicorn, for only its transport can be ended while bytes are left to send.
     """
 
-    def __init__(self, app: ASGIApp, patience: float = PATIENCE) -> None:
+    def __init__(self, app: ASGIApp, patience: float | None = None) -> None:
         """Take the app, and the seconds in which a message must have gone out."""
         self._app = app
-        self._patience = patience
+        self._patience = patience or PATIENCE
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand on."""

@@ -74,7 +74,7 @@ async def letters(count: int) -> str:
 
 @mcp.tool
 async def chatter(lines: int, ctx: Context) -> str:
-    """Send so many log messages of a kilobyte."""
+    """Send so many log messages of 100 kB."""
     for _ in range(lines):
-        await ctx.info("y" * 1000)
+        await ctx.info("y" * 100_000)
     return "done"

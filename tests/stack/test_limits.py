@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -335,3 +336,84 @@ def test_a_misspelt_bound_of_a_tool_is_told_at_the_start() -> None:
     assert done.returncode == 2
     assert "SLIPWAY_TOOL_LIMITS" in done.stderr
     assert "at_once" in done.stderr
+
+
+def hurried(stack: Stack) -> Stack:
+    """Start a stack whose server waits a second where it would wait half a minute."""
+    children = stacks.children
+
+    def patched(*given: Any) -> Any:
+        found = children(*given)
+        command, environment = found["server"]
+        code = (
+            "import runpy, sys; from slipway import sessions, streams; sessions.MAX_SECONDS = streams.PATIENCE = 1.0;"
+            "sys.argv = ['server.py', 'http']; sys.orig_argv = [sys.executable, *sys.argv];"
+            f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_path({str(ROOT / 'server.py')!r}, run_name='__main__')"
+        )
+        return found | {"server": ([command[0], "-c", code], environment)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stacks, "children", patched)
+        return stack.start()
+
+
+@pytest.fixture(scope="module")
+def hurry(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    running = hurried(Stack(tmp_path_factory.mktemp("hurry"), {"SLIPWAY_TARGET": STUBBORN}))
+    yield running
+    running.stop()
+
+
+def half_a_body(stack: Stack, door: str, *, chunked: bool) -> socket.socket:
+    """Send the head of a request and the first byte of its body."""
+    port = {"plain": stack.config.edge_port, "tls": stack.config.tls_port, "server": stack.config.server_port}[door]
+    link = socket.create_connection(("127.0.0.1", port), timeout=20)
+    if door == "tls":
+        link = stack.trust().wrap_socket(link, server_hostname="localhost")
+    lines = [f"{name}: {value}" for name, value in (stack.bearer() | {"host": "localhost"}).items()]
+    lines.append("transfer-encoding: chunked" if chunked else "content-length: 5000")
+    body = "1\r\n{\r\n" if chunked else "{"
+    link.sendall(("POST /mcp HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n" + body).encode())
+    return link
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["sized", "chunked"])
+@pytest.mark.parametrize("door", DOORS)
+def test_a_body_that_does_not_come_is_answered_and_its_connection_closed(
+    hurry: Stack, door: str, chunked: bool
+) -> None:
+    with half_a_body(hurry, door, chunked=chunked) as link:
+        answer = b""
+        while part := link.recv(4096):  # to the end of the connection
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"did not arrive" in answer
+
+
+def test_without_its_line_the_edge_would_wait_for_the_rest_of_the_body(tmp_path: Path) -> None:
+    broken = (ROOT / "Caddyfile").read_text().replace("match status 408", "match status 499")
+    running = hurried(Stack(tmp_path, caddyfile=broken))
+    try:
+        with half_a_body(running, "plain", chunked=False) as link:
+            wait_until(lambda: any(line.get("limit") == "slow_body" for line in running.log("server")))
+            link.settimeout(1)
+            with pytest.raises(TimeoutError):
+                link.recv(1)
+    finally:
+        running.stop()
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_who_does_not_read_a_stream_is_cut_and_its_tool_ends(hurry: Stack, door: str) -> None:
+    def cut() -> int:
+        return sum(line.get("limit") == "slow_reader" for line in hurry.log("server"))
+
+    before = cut()
+    call = message("tools/call", name="chatter", arguments={"lines": 400})
+    verify = hurry.trust() if door == "tls" else True
+    async with httpx2.AsyncClient(timeout=30, verify=verify) as http:
+        async with http.stream("POST", url(hurry, door), headers=bearer(hurry, "sleepy"), json=call) as answer:
+            assert answer.status_code == 200
+            while cut() == before:  # nothing is read meanwhile
+                await asyncio.sleep(0.05)
+        assert (await http.post(url(hurry, door), headers=bearer(hurry, "sleepy"), json=message())).status_code == 200
