@@ -96,8 +96,9 @@ class Metrics:
         """Note that an event stream opened (1) or closed (-1)."""
         self._streams.labels("GET" if method == "GET" else "POST").inc(change)
 
-    def answered(self, knock: knocks.Knock, status: int) -> None:
+    def answered(self, knock: knocks.Knock) -> None:
         """Count a request whose answer is complete."""
+        status = knock.status
         self._requests.labels(str(status)).inc()
         if knock.limit:
             self.limit(knock.limit)

@@ -1,4 +1,4 @@
-"""How requests are observed: /metrics, counting what is answered and called, W3C Trace Context in and out.
+"""How requests are observed: /metrics, open streams, tool calls, W3C Trace Context in and out.
 
 The numbers are in metrics.py, the spans in traces.py.
 """
@@ -40,10 +40,11 @@ _UNSEEN = set_span_in_context(NonRecordingSpan(SpanContext(1, 1, is_remote=True)
 
 
 class Telemetry:
-    """Answers /metrics, counts what is answered, and makes the caller's trace the parent of ours.
+    """Answers /metrics, counts open streams, and makes the caller's trace the parent of ours.
 
-    Stands where the request has its record. The Host rule of /metrics is its own: Prometheus finds replicas by
-    address, and a literal address cannot be rebound by DNS. Whoever comes through a proxy finds nothing.
+    Stands where a request has its record and its body is known to be no danger to read. The Host rule of /metrics is
+    its own: Prometheus finds replicas by address, and a literal address cannot be rebound by DNS. Whoever comes
+    through a proxy finds nothing.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -60,10 +61,12 @@ class Telemetry:
         if scope["path"] == PATH and _near(headers):
             return await self._tell(scope, receive, send)
         knock: knocks.Knock = scope["slipway.knock"]
-        counts = not scope.get("slipway.quiet") and scope["path"] not in ("/healthz", "/readyz")
         parent = _UNSEEN if scope.get("slipway.quiet") else incoming(headers)
-        knock.trace_id = trace_id(parent) or trace_id(_of_message(scope["slipway.body"].message()))
-        method, open_streams, without = scope["method"], 0, 499  # the client left
+        if not trace_id(parent):
+            # FastMCP would do so itself, but for what it asks itself in between
+            parent = of_message(scope["slipway.body"].message())
+        knock.trace_id = trace_id(parent)
+        method, open_streams = scope["method"], 0
 
         async def counting(message: Message) -> None:
             nonlocal open_streams
@@ -75,14 +78,9 @@ class Telemetry:
         token = otel_context.attach(parent)
         try:
             await self._app(scope, receive, counting)
-        except Exception:
-            without = 500
-            raise
         finally:
             otel_context.detach(token)
             self._metrics.stream(method, -open_streams)
-            if counts:
-                self._metrics.answered(knock, knock.status or without)
 
     async def _tell(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "GET":
@@ -177,12 +175,12 @@ def outgoing() -> dict[str, str]:
     return headers
 
 
-def _of_message(message: dict[str, Any]) -> Context:
-    """Return the context of `params._meta` (MCP SEP-414), which FastMCP takes where HTTP has none."""
+def of_message(message: dict[str, Any]) -> Context:
+    """Return the context with the parent that `params._meta` names (MCP SEP-414), if it does."""
     params = message.get("params")
     meta = params.get("_meta") if isinstance(params, dict) else None
-    parent = meta.get("traceparent") if isinstance(meta, dict) else None
-    return _W3C.extract({"traceparent": parent}, Context()) if isinstance(parent, str) else Context()
+    given = {name: meta.get(name) for name in ("traceparent", "tracestate")} if isinstance(meta, dict) else {}
+    return _W3C.extract({name: value for name, value in given.items() if isinstance(value, str)}, Context())
 
 
 def _near(headers: Headers) -> bool:

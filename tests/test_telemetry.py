@@ -86,7 +86,8 @@ def test_a_call_that_never_ran_has_no_duration() -> None:
 )
 def test_a_refusal_has_one_of_our_reasons(knock: knocks.Knock, status: int, reason: str | None) -> None:
     found = Metrics()
-    found.answered(knock, status)
+    knock.status = status
+    found.answered(knock)
     assert [labels["reason"] for labels in series(found, "slipway_refusals_total")] == ([reason] if reason else [])
     assert bool(series(found, "slipway_limits_hit_total")) is bool(knock.limit)
 
@@ -177,7 +178,7 @@ def test_two_traceparents_are_none() -> None:
 
 @pytest.mark.parametrize("meta", [None, [], {}, {"traceparent": 5}, {"traceparent": "x"}])
 def test_a_meta_without_a_trace_has_none(meta: Any) -> None:
-    assert telemetry.trace_id(telemetry._of_message({"params": {"_meta": meta}})) == ""
+    assert telemetry.trace_id(telemetry.of_message({"params": {"_meta": meta}})) == ""
 
 
 def finished(name: str, scope: str, clean: bool, attributes: dict[str, Any]) -> str:
