@@ -1,4 +1,4 @@
-"""Spans to an OTLP collector. Imported only where one is set, for the SDK takes a quarter of a second to load.
+"""Spans to an OTLP collector. Imported only where one is set, for the SDK costs time and memory to load.
 
 FastMCP and the SDK of MCP make the spans; what leaves us is cleaned first. A collector that is gone costs nothing.
 """
