@@ -16,6 +16,7 @@ from fastmcp.exceptions import FastMCPError, PromptError, ResourceError, ToolErr
 from fastmcp.server.dependencies import get_access_token, get_http_request
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools.base import ToolResult
+from mcp.shared.exceptions import MCPError
 
 from slipway import knocks
 from slipway.limits import Limits
@@ -75,7 +76,7 @@ class Calls(Middleware):
         except (ToolError, ResourceError, PromptError) as error:
             cause = error.__cause__
             # FastMCP appends the text of what a tool raised by accident; what was raised as ToolError is meant
-            accident = cause and not isinstance(cause, FastMCPError) and str(error).startswith("Error ")
+            accident = cause and not isinstance(cause, FastMCPError | MCPError) and str(error).startswith("Error ")
             if self._show_errors or not accident or not str(error).endswith(f": {cause}"):
                 raise
             knock = _knock()

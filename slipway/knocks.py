@@ -113,6 +113,8 @@ class _Behind(logging.Handler):
                 self._handler.handle(logging.makeLogRecord({"msg": text}))
             self._handler.handle(record)
             self._waiting.task_done()
+        with contextlib.suppress(OSError):
+            self._handler.close()
 
     def flush(self) -> None:
         until = time.monotonic() + FLUSH
@@ -123,6 +125,7 @@ class _Behind(logging.Handler):
         self.flush()
         with contextlib.suppress(queue.Full):
             self._waiting.put_nowait(None)
+            self._thread.join(FLUSH)
         super().close()
 
 

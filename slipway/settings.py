@@ -130,10 +130,10 @@ class Settings(BaseModel):
         description="Largest request body the edge lets through; more is 413.",
     )
     calls_burst: Count = Field(
-        60, alias="SLIPWAY_CALLS_BURST", description="Messages one subject may send within a second; 0: any number."
+        100, alias="SLIPWAY_CALLS_BURST", description="Messages one subject may send within a second; 0: any number."
     )
     calls_per_minute: Count = Field(
-        300, alias="SLIPWAY_CALLS_PER_MINUTE", description="Messages one subject may send in a minute."
+        600, alias="SLIPWAY_CALLS_PER_MINUTE", description="Messages one subject may send in a minute."
     )
     calls_per_day: Count = Field(
         20_000, alias="SLIPWAY_CALLS_PER_DAY", description="Messages one subject may send in a day."

@@ -62,6 +62,15 @@ def stubborn(tmp_path_factory: pytest.TempPathFactory) -> Any:
     running.stop()
 
 
+def until_refused(post: Callable[[], httpx2.Response], allowed: int) -> httpx2.Response:
+    """Return the first answer that is not 200; on a minute's edge the window lets a few more pass."""
+    for count in range(2 * allowed + 2):
+        if (answer := post()).status_code != 200:
+            assert count >= allowed
+            return answer
+    raise AssertionError(f"{2 * allowed + 2} were not refused")
+
+
 @pytest.mark.parametrize("http2", [False, True], ids=["1.1", "2"])
 @pytest.mark.parametrize("door", DOORS)
 def test_over_the_limit_is_429_with_when_and_why_for_pages_too(stubborn: Stack, door: str, http2: bool) -> None:
@@ -69,9 +78,8 @@ def test_over_the_limit_is_429_with_when_and_why_for_pages_too(stubborn: Stack, 
     origin = {} if door == "server" else {"origin": "http://localhost:5173"}
     verify = stubborn.trust() if door == "tls" else True
     with httpx2.Client(http2=http2 and door == "tls", verify=verify, timeout=30) as http:
-        answers = [http.post(url(stubborn, door), headers=headers | origin, json=message()) for _ in range(13)]
-    assert [answer.status_code for answer in answers] == [200] * 12 + [429]
-    last = answers[-1]
+        last = until_refused(lambda: http.post(url(stubborn, door), headers=headers | origin, json=message()), 12)
+    assert last.status_code == 429
     assert int(last.headers["retry-after"]) >= 1
     error = last.json()["error"]
     assert (last.json()["id"], error["data"]["limit"]) == (7, "calls_per_minute")
@@ -99,16 +107,14 @@ async def call_often(me: Client[Any], times: int) -> None:
 async def test_a_client_reads_the_sentence_and_others_go_on(stubborn: Stack, era: str) -> None:
     async with client(stubborn, era, f"busy {era}") as busy, client(stubborn, era, f"calm {era}") as calm:
         with pytest.raises(MCPError, match="12 messages a minute"):
-            await call_often(busy, 13)
+            await call_often(busy, 26)
         assert (await calm.call_tool("add", {"a": 1, "b": 1})).data == 2
 
 
 def test_a_token_may_have_limits_of_its_own(stubborn: Stack) -> None:
     headers = bearer(stubborn, "own", calls_per_minute=14)
-    codes = [
-        httpx2.post(stubborn.server_url, headers=headers, json=message(), timeout=30).status_code for _ in range(15)
-    ]
-    assert codes == [200] * 14 + [429]
+    last = until_refused(lambda: httpx2.post(stubborn.server_url, headers=headers, json=message(), timeout=30), 14)
+    assert last.status_code == 429
 
 
 @pytest.mark.parametrize("era", ERAS)
