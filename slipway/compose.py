@@ -175,7 +175,8 @@ class Compose:
 
     def down(self) -> None:
         """Stop and remove the containers and their network."""
-        self._run("down", "--remove-orphans")
+        # without the profiles Compose leaves their containers
+        self._run("--profile", "*", "down", "--remove-orphans")
 
 
 def _of_target(target: Target | None, env: Path, own: Path) -> dict[str, str]:

@@ -119,6 +119,8 @@ async def test_calls_are_counted_by_tool_outcome_and_era(make_stack: Callable[..
     def calls(tool: str, outcome: str) -> float:
         return found.get(f'slipway_calls_total{{era="{era}",outcome="{outcome}",tool="{tool}"}}', 0)
 
+    # logging is plain: JSON lines and lines of text, no boxes of rich
+    assert "╭" not in stack.text("server")
     assert calls("add", "ok") == 3
     assert calls("add", "error") == 1
     assert calls("whoami", "forbidden") == 1
