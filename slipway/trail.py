@@ -26,7 +26,7 @@ EXAMPLES = """examples:
 
 outcomes: ok, error, cancelled, timeout, limited, refused, left
 """
-FIELDS = ("subject", "tool", "client", "era", "outcome", "limit", "jti", "method", "path", "status")
+FIELDS = ("subject", "tool", "client", "era", "outcome", "limit", "code", "jti", "method", "path", "status")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry import propagate
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.datastructures import Headers
 
 from slipway import knocks, metrics, telemetry, traces
 from slipway.metrics import Metrics
+from slipway.sessions import Body
 from tests.conftest import ROOT, program
 
 DASHBOARD = ROOT / "deploy" / "observe" / "dashboards" / "slipway.json"
@@ -295,3 +300,53 @@ def test_nothing_observes_unless_it_is_asked_to() -> None:
         env={"PATH": "/usr/local/bin:/usr/bin:/bin", "SLIPWAY_UID": "1", "SLIPWAY_GID": "1"},
     )  # fmt: skip
     assert set(done.stdout.split()) == {"server", "caddy"}, done.stderr
+
+
+# --- guards and their broken twins, without a stack
+
+
+async def served(path: str, **headers: str) -> str:
+    """Return what Telemetry answers, or "handed on"."""
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        sent.append({"body": b"handed on"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "GET", "path": path, "headers": raw, "slipway.knock": knocks.Knock()}
+    scope["slipway.body"] = Body(send)  # type: ignore[arg-type]
+    await telemetry.Telemetry(app, Metrics())(scope, send, send)
+    return b"".join(message.get("body", b"") for message in sent).decode()
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+async def test_the_rule_of_who_is_near_is_what_keeps_strangers_out(
+    guarded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not guarded:
+        monkeypatch.setattr(telemetry, "_near", lambda _: True)
+    assert "slipway_build_info" in await served("/metrics", host="127.0.0.1:8000")
+    strange = await served("/metrics", host="demo.ngrok-free.app", x_forwarded_for="1.2.3.4")
+    assert (strange == "handed on") is guarded
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+async def test_baggage_goes_nowhere_unlike_with_the_default_propagator(guarded: bool) -> None:
+    before = propagate.get_global_textmap()
+    try:
+        if guarded:
+            await served("/mcp", host="127.0.0.1")
+        else:
+            propagate.set_global_textmap(
+                CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()])
+            )
+        given = propagate.extract({"traceparent": PARENT, "baggage": "who=ana"})
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier, given)
+    finally:
+        propagate.set_global_textmap(before)
+    assert carrier["traceparent"] == PARENT
+    assert ("baggage" in carrier) is not guarded
