@@ -52,6 +52,8 @@ class Audit:
                 knock.outcome = knock.outcome or _outcome(knock)
                 self._write(knock)
                 knock.written(self._write)
+            if knock.http == "POST":
+                body.forget()
 
         async def recording(message: Message) -> None:
             if message["type"] == "http.response.start":

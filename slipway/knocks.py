@@ -17,8 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
-from dataclasses import fields as dataclass_fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from io import TextIOWrapper
 from pathlib import Path
@@ -31,7 +30,7 @@ MAX_WAITING = 10_000  # lines that are not written yet
 FLUSH = 2.0  # seconds that the end waits for them
 
 
-@dataclass
+@dataclass(slots=True)  # an open stream keeps its own
 class Knock:
     """One request: who, what, with which outcome, and why it was refused."""
 
@@ -57,8 +56,7 @@ class Knock:
     arguments: str = ""  # of the call, as its result: only where SLIPWAY_AUDIT_PAYLOADS asks for them
     result: str = ""
 
-    def __post_init__(self) -> None:
-        self._late: Callable[[Knock], None] | None = None
+    _late: Callable[[Knock], None] | None = field(default=None, repr=False, compare=False)
 
     def written(self, late: Callable[[Knock], None]) -> None:
         """Note that the line of the request is written; what its tool does from now on needs another one."""
@@ -73,7 +71,7 @@ class Knock:
             self._late(self)
 
 
-FIELDS = tuple(field.name for field in dataclass_fields(Knock))
+FIELDS = tuple(each.name for each in fields(Knock) if not each.name.startswith("_"))
 current: ContextVar[Knock | None] = ContextVar("knock", default=None)
 
 
@@ -153,10 +151,10 @@ def open_log(path: Path, *, also_stdout: bool = False) -> logging.Logger:
 
 def write(logger: logging.Logger, knock: Knock) -> None:
     """Write one record as a JSON line, without its empty fields."""
-    fields = {name: value for name in FIELDS if (value := getattr(knock, name))}
-    fields["time"] = round(knock.time, 3)
-    fields["ms"] = round(knock.ms, 1)
-    logger.info(json.dumps(fields, ensure_ascii=True, separators=(",", ":")))
+    told = {name: value for name in FIELDS if (value := getattr(knock, name))}
+    told["time"] = round(knock.time, 3)
+    told["ms"] = round(knock.ms, 1)
+    logger.info(json.dumps(told, ensure_ascii=True, separators=(",", ":")))
 
 
 def announce(logger: logging.Logger, text: str) -> None:
@@ -196,7 +194,7 @@ def parse(raw: str) -> Knock | None:
         line = json.loads(raw)
         if "request" in line:
             return from_edge(line)
-        return Knock(**{name: line[name] for name in Knock.__dataclass_fields__ if name in line})
+        return Knock(**{name: line[name] for name in FIELDS if name in line})
     except (ValueError, TypeError, AttributeError, KeyError):
         return None
 

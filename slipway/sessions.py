@@ -62,8 +62,8 @@ class Body:
         return self._parsed
 
     def forget(self) -> None:
-        """Let go of the bytes: nobody will read them any more."""
-        self._kept, self.content = [], b""
+        """Let go of the message: nobody will read it any more, but a session keeps the request that opened it."""
+        self._kept, self.content, self._parsed = [], b"", {}
 
 
 class AutoSessions:
@@ -84,10 +84,13 @@ class AutoSessions:
         headers = Headers(scope=scope)
         newest_era = "mcp-method" in headers
         if "mcp-session-id" in headers and not newest_era:
-            asked = _UnlessForgotten(send)
-            await self._stateful(dict(scope), body.replay(), asked)
+            asked, untouched = _UnlessForgotten(send), len(scope)
+            await self._stateful(scope, body.replay(), asked)
             if not asked.forgotten:
                 return None
+            # no copy of the scope: a stream would keep it for as long as it is open
+            for name in list(scope)[untouched:]:
+                del scope[name]
             return await self._stateless(scope, body.replay(), send)
         if scope["method"] == "POST" and not newest_era and body.message().get("method") == "initialize":
             return await self._stateful(scope, body.replay(), send)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from slipway import knocks, tokens
 from slipway.identity.ledger import Ledger
 
 TOOL_PREFIX = "tool:"
+MAX_KNOWN = 2000
 
 
 class SlipwayTokens(TokenVerifier):
@@ -31,6 +33,8 @@ class SlipwayTokens(TokenVerifier):
         super().__init__()
         self._secret = secret
         self.ledger = ledger
+        # one object for all requests of a token: each of its sessions and streams keeps what it was opened with
+        self._known: OrderedDict[str, AccessToken] = OrderedDict()
 
     async def verify_token(self, token: str) -> AccessToken | None:
         """Return the caller's access token, or None after noting why it is refused."""
@@ -43,14 +47,15 @@ class SlipwayTokens(TokenVerifier):
             return None
         if knock:
             knock.subject, knock.jti = claims["sub"], claims["jti"]
-        return AccessToken(
-            token=token,
-            client_id=claims["client_id"],
-            subject=claims["sub"],
-            scopes=claims["scope"].split(),
-            expires_at=int(claims["exp"]),
-            claims=claims,
-        )
+        known = self._known.get(token)
+        if not known or known.expires_at != int(claims["exp"]):
+            known = self._known[token] = AccessToken(
+                token=token, client_id=claims["client_id"], subject=claims["sub"], scopes=claims["scope"].split(),
+                expires_at=int(claims["exp"]), claims=claims,
+            )  # fmt: skip
+            while len(self._known) > MAX_KNOWN:
+                self._known.popitem(last=False)
+        return known
 
     async def _accepted(self, token: str) -> dict[str, Any]:
         """Return the claims. Raises: TokenRefused with the real reason."""
