@@ -91,7 +91,7 @@ def test_inline_metadata_names_what_a_file_needs(folder: Path) -> None:
         ("uvx_ some-server", "", 53, "Install it"),
         ("sh -c 'open", "", 53, "quotes"),
         ("https:///mcp", "", 2, "no URL"),
-        ("https://ana:pw@x.example/mcp", "", 2, "SLIPWAY_TARGET_HEADERS"),
+        ("https://ana:pw@x.example/mcp", "", 2, "SLIPWAY_TARGET_HEADERS"),  # pragma: allowlist secret
         ("c.json", "", 50, "There is no file"),
         ("mcp.json", "{}", 56, "holds no server"),
         ("mcp.json", "[]", 56, "holds no server"),
@@ -148,8 +148,8 @@ def test_a_targets_process_gets_nothing_of_ours_and_little_of_the_shells() -> No
         "AWS_SECRET_ACCESS_KEY": "x", "GITHUB_TOKEN": "x", "UV_PUBLISH_TOKEN": "x", "PYTHONPATH": "x",
     }  # fmt: skip
     kept = {"PATH": "/bin", "HOME": "/h", "LC_ALL": "C", "https_proxy": "p", "npm_config_registry": "r"}
-    own = {"OPENSANCTIONS_API_KEY": "mine", "FASTMCP_LOG_LEVEL": "DEBUG"}
-    assert targets.clean_environment(ours | kept, own) == kept | {"OPENSANCTIONS_API_KEY": "mine"}
+    own = {"OPENSANCTIONS_API_KEY": "mine"}  # pragma: allowlist secret
+    assert targets.clean_environment(ours | kept, own | {"FASTMCP_LOG_LEVEL": "DEBUG"}) == kept | own
 
 
 def test_a_problem_of_another_process_is_heard_without_its_log() -> None:
