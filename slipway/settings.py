@@ -15,8 +15,10 @@ from slipway.errors import Problem
 
 # A port of an origin pattern may be "*"; the host may start with "*.". Anything else is a typo, and a typo
 # in an allow list should fail loudly, not match nothing in silence.
-_ORIGIN = re.compile(r"(null|\*|[a-z][a-z0-9+.-]*://(\*\.)?(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:(\d{1,5}|\*))?)", re.I)
-_HOST = re.compile(r"(\*\.)?[a-z0-9.-]+|\[[0-9a-f:]+\]", re.I)
+_ORIGIN = re.compile(
+    r"(null|\*|[a-z][a-z0-9+.-]*://(\*\.)?(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:([0-9]{1,5}|\*))?)", re.I | re.A
+)
+_HOST = re.compile(r"(\*\.)?[a-z0-9.-]+|\[[0-9a-f:]+\]", re.I | re.A)
 _COMPOSE_ONLY = ("NGROK_API_KEY", "SLIPWAY_UID", "SLIPWAY_GID", "SLIPWAY_INIT", "SLIPWAY_CADDYFILE_HASH")
 _OURS = ("SLIPWAY_", "NGROK_")
 TARGET_NAMES = "SLIPWAY_TARGET_NAMES"  # which variables of a container are the target's, comma-separated
@@ -28,8 +30,8 @@ def _origins(value: str) -> str:
     for origin in filter(None, (item.strip() for item in value.split(","))):
         if not _ORIGIN.fullmatch(origin):
             raise ValueError(
-                f"{origin!r} is no origin: scheme://host[:port], without a path, as in https://app.example.com, "
-                "https://*.example.com or http://localhost:*"
+                f"{origin[:200]!r} is no origin: scheme://host[:port], without a path, as in "
+                "https://app.example.com, https://*.example.com or http://localhost:*"
             )
     return ",".join(filter(None, (item.strip().lower() for item in value.split(","))))
 
@@ -37,8 +39,18 @@ def _origins(value: str) -> str:
 def _hosts(value: str) -> str:
     for host in filter(None, (item.strip() for item in value.split(","))):
         if not _HOST.fullmatch(host):
-            raise ValueError(f"{host!r} is no host name: demo.example.com or *.example.com, without scheme or port")
+            raise ValueError(
+                f"{host[:200]!r} is no host name: demo.example.com or *.example.com, without scheme or port"
+            )
     return ",".join(filter(None, (item.strip().lower() for item in value.split(","))))
+
+
+def _life(value: str) -> str:
+    parts = re.findall(r"([0-9]{1,9})([smhd])", value)
+    seconds = sum(int(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != value or not 0 < seconds <= 366 * 86400:
+        raise ValueError("this is no time to live: write it as 90m, 8h or 30d (366 days at most)")
+    return value
 
 
 class Settings(BaseModel):
@@ -100,13 +112,12 @@ class Settings(BaseModel):
     max_body: str = Field(
         "1MB",
         alias="SLIPWAY_MAX_BODY",
-        pattern=r"^\d+(B|KB|MB|KiB|MiB)$",
+        pattern=r"^[0-9]{1,12}(B|KB|MB|KiB|MiB)$",
         description="Largest request body the edge lets through; more is 413.",
     )
-    max_ttl: str = Field(
+    max_ttl: Annotated[str, AfterValidator(_life)] = Field(
         "30d",
         alias="SLIPWAY_MAX_TTL",
-        pattern=r"^(\d+[smhd])+$",
         description="Longest life of a token: 8h, 30d; nobody can ask for more.",
     )
     redis_url: SecretStr = Field(
