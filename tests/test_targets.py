@@ -92,7 +92,20 @@ def test_inline_metadata_names_what_a_file_needs(folder: Path) -> None:
         ("sh -c 'open", "", 53, "quotes"),
         ("https:///mcp", "", 2, "no URL"),
         ("https://ana:pw@x.example/mcp", "", 2, "SLIPWAY_TARGET_HEADERS"),  # pragma: allowlist secret
+        ("~nobody-of-this-name/server.py", "", 50, "no path"),
+        ("server\0.py", "", 2, "characters"),
+        ("sh -c \x1b[2J", "", 2, "characters"),
         ("c.json", "", 50, "There is no file"),
+        ("mcp.json", "[" * 100_000, 56, "cannot be read"),
+        ("mcp.json", '{"source": {"path": "a\\u0000.py"}}', 50, "no path"),
+        ("mcp.json", '{"mcpServers": {"a": {"command": "sh", "cwd": "\\u0000"}}}', 50, "no path"),
+        ("mcp.json", '{"mcpServers": {"a": {"command": "sh", "env": {"A": "\\u0000"}}}}', 2, "NUL"),
+        (
+            "mcp.json",
+            '{"mcpServers": {"a": {"url": "https://x.example", "headers": {"A": "1\\r\\nB: 2"}}}}',
+            2,
+            "value of A",
+        ),
         ("mcp.json", "{}", 56, "holds no server"),
         ("mcp.json", "[]", 56, "holds no server"),
         ("mcp.json", '{"mcpServers": {}}', 56, "holds no server"),
@@ -137,9 +150,22 @@ def test_a_key_in_a_url_is_in_no_name_of_it(folder: Path, text: str, label: str,
 
 
 def test_broken_headers_are_not_repeated(folder: Path) -> None:
-    with pytest.raises(Problem) as caught:
-        targets.parse("https://x.example/mcp", folder, {}, "Bearer s3cret")
-    assert "s3cret" not in str(caught.value)
+    for text in (
+        "Bearer s3cret",
+        "[" * 100_000 + "s3cret",
+        '{"X": "s3cret\\r\\nHost: other"}',
+        '{"X": "s3cret \\ud800"}',
+    ):
+        with pytest.raises(Problem) as caught:
+            targets.parse("https://x.example/mcp", folder, {}, text)
+        assert "s3cret" not in str(caught.value)
+
+
+def test_a_word_longer_than_the_name_of_a_file_may_be_is_a_word_of_a_command(folder: Path) -> None:
+    long = "sh -c " + "x" * 300 + ".py"
+    target = targets.parse(long, folder, {})
+    assert target.kind == "command"
+    assert target.files() == []
 
 
 def test_a_targets_process_gets_nothing_of_ours_and_little_of_the_shells() -> None:
