@@ -214,6 +214,8 @@ def load(environ: Mapping[str, str], env_file: Path | None = None) -> Settings:
     values = read_env_file(env_file) if env_file else {}
     known = names()
     values |= {name: environ[name] for name in known if name in environ}
+    if nul := next((name for name, value in values.items() if "\0" in value), ""):
+        raise Problem(f"{nul} holds a NUL character, which no program can be given.", f"Mend {nul} in .env", 2)
     try:
         return Settings.model_validate({name: value for name, value in values.items() if name in known and value})
     except ValidationError as error:

@@ -194,7 +194,7 @@ def _command(text: str, folder: Path) -> Target:
     return Target("command", text, command=tuple(words), folder=folder)
 
 
-def _find(program: str, folder: Path) -> None:
+def _find(program: str, folder: Path, written: str = "") -> None:
     if "/" in program:
         found: object = _is_file(folder / program)
     else:
@@ -203,20 +203,21 @@ def _find(program: str, folder: Path) -> None:
         known = {"npx": "Install Node.js (nodejs.org)", "uvx": "Install uv (docs.astral.sh/uv)"}
         known |= {"node": known["npx"], "npm": known["npx"], "uv": known["uvx"]}
         raise Problem(
-            f"There is neither a file nor a program {program!r}.",
+            f"There is neither a file nor a program {(written or program)[:200]!r}.",
             known.get(program, "Install it, or mend the name: a target is file.py, a command, a URL or an mcp.json"),
             NO_COMMAND,
         )
 
 
-def _url(text: str, url: str, headers: dict[str, str], *, sse: bool) -> Target:
+def _url(text: str, url: str, headers: dict[str, str], *, sse: bool, written: str = "") -> Target:
     try:
         parts = urlsplit(url)
         valid = bool(parts.hostname) and parts.port != 0
     except ValueError:
         valid = False
     if not valid:
-        raise Problem(f"{url!r} is no URL of a server.", "Write it as https://host/mcp", 2)
+        # as it was written: what a ${NAME} brought may be a secret
+        raise Problem(f"{(written or url)[:200]!r} is no URL of a server.", "Write it as https://host/mcp", 2)
     if parts.username or parts.password:
         raise Problem(
             "The target's URL holds a password, which would end up in logs.",
@@ -292,11 +293,12 @@ def _entry(name: str, entry: Any, path: Path, environment: Mapping[str, str]) ->
             raise Problem(f"{where}: args is no list.", 'Write it as "args": ["…"]', NO_CONFIG)
         words = [_expand(str(word), environment, where) for word in [entry["command"], *arguments]]
         folder = _path(str(entry.get("cwd") or "."), path.parent)
-        _find(words[0], folder)
+        _find(words[0], folder, str(entry["command"]))
         return Target("command", name, command=tuple(words), environment=texts(entry.get("env")), folder=folder)
     kind = entry.get("type") or entry.get("transport") or ""
-    url = _expand(str(entry.get("url") or entry["serverUrl"]), environment, where)
-    return _url(name, url, _sound(texts(entry.get("headers")), where), sse=kind == "sse")
+    written = str(entry.get("url") or entry["serverUrl"])
+    url = _expand(written, environment, where)
+    return _url(name, url, _sound(texts(entry.get("headers")), where), sse=kind == "sse", written=written)
 
 
 def _expand(value: str, environment: Mapping[str, str], where: str) -> str:

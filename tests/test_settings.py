@@ -57,6 +57,7 @@ def test_the_environment_wins_over_the_file_and_empty_means_default(tmp_path: Pa
         ("SLIPWAY_ALLOWED_HOSTS=\u212aelvin.example\n", "no host name"),
         ("SLIPWAY_MAX_BODY=lots\n", "SLIPWAY_MAX_BODY"),
         ("SLIPWAY_MAX_BODY=٣MB\n", "SLIPWAY_MAX_BODY"),
+        ("SLIPWAY_STATE=\0\n", "SLIPWAY_STATE holds a NUL"),
         ("SLIPWAY_MAX_TTL=0d\n", "366 days at most"),
         ("SLIPWAY_MAX_TTL=999d\n", "366 days at most"),
         ("SLIPWAY_PUBLIC_URL=http://a.example\n", "SLIPWAY_PUBLIC_URL"),

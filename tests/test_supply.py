@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import random
 import re
+import shlex
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,11 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from slipway import operator
 from slipway.errors import Problem
+from slipway.identity.grants import Grant, Grants
+from slipway.identity.ledger import Ledger
+from slipway.store import open_store
 from tests import audit, sbom
 from tests.conftest import ROOT
 
@@ -206,3 +212,41 @@ def test_without_known_weaknesses_all_is_well() -> None:
 
 def test_every_lock_file_is_audited() -> None:
     assert sorted(audit.LOCKS) == LOCKS
+
+
+# --- what SECURITY.md tells people to do
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the commands in a document that are scripts of ours, without their comments."""
+    found = re.findall(r"^(\./scripts/[^#\n]+)", text, re.M) + re.findall(r"`(\./scripts/[^`]+)`", text)
+    return [shlex.split(each.partition(" > ")[0]) for each in found]
+
+
+def test_every_command_of_the_security_notes_exists_and_takes_these_arguments() -> None:
+    told = commands((ROOT / "SECURITY.md").read_text())
+    assert len(told) > 8
+    for script, *arguments in told:
+        path = ROOT / script
+        assert path.stat().st_mode & 0o100, script
+        if path.name in ("tokens", "invite"):
+            operator._parser(path.name).parse_args([*arguments])
+        else:
+            text = path.read_text() + "".join(
+                (ROOT / name).read_text() for name in ("slipway/doctor/__main__.py", "tunnel.py")
+            )
+            assert [each for each in arguments if each.startswith("--") and each not in text] == []
+
+
+async def test_a_sign_in_of_the_old_secret_is_ended_by_the_order_that_the_notes_give(tmp_path: Path) -> None:
+    ledger = Ledger(open_store(tmp_path))
+    grants = Grants(open_store(tmp_path), ledger)
+    before = Grant("g", "client", "ana", "tool:*", time.time(), time.time() + 9000)
+    assert await grants.good(before)
+    await ledger.revoke_before_now()
+    anew = Ledger(open_store(tmp_path))
+    await anew.load()
+    assert not await Grants(open_store(tmp_path), anew).good(before)
+    assert await Grants(open_store(tmp_path), anew).good(
+        Grant("h", "client", "ana", "tool:*", time.time(), time.time() + 9000)
+    )

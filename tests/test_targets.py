@@ -161,6 +161,15 @@ def test_broken_headers_are_not_repeated(folder: Path) -> None:
         assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("entry", ['"command": "${KEY}"', '"url": "${KEY}"', '"url": "http://${KEY}:0"'])
+def test_what_a_variable_brought_is_not_repeated(folder: Path, entry: str) -> None:
+    (folder / "mcp.json").write_text('{"mcpServers": {"a": {' + entry + "}}}")
+    with pytest.raises(Problem) as caught:
+        targets.parse("mcp.json", folder, {"KEY": "s3cret-in-the-env"})
+    assert "s3cret" not in str(caught.value)
+    assert "${KEY}" in caught.value.cause
+
+
 def test_a_word_longer_than_the_name_of_a_file_may_be_is_a_word_of_a_command(folder: Path) -> None:
     long = "sh -c " + "x" * 300 + ".py"
     target = targets.parse(long, folder, {})
