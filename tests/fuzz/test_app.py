@@ -534,8 +534,9 @@ def test_whatever_the_operator_asks_is_done_or_told_and_poisons_nothing(
 @given(ROUTES, documents(ASKED), st.sampled_from([TOKEN, NARROW, "", ADMIN[:-2], "x"]))
 def test_nobody_else_is_the_operator(house: House, route: tuple[str, str], body: bytes, token: str) -> None:
     method, path = route
-    assert house.ask(method, path.format("abc"), body, token=token).status == 401
+    # 400: a body that is dear to read is refused before anybody looks who sends it
+    assert house.ask(method, path.format("abc"), body, token=token).status in (400, 401)
     for name in (b"x-forwarded-for", b"forwarded", b"via"):
-        assert house.ask(method, path.format("abc"), body, [(name, b"1.2.3.4")], token=ADMIN).status == 404
+        assert house.ask(method, path.format("abc"), body, [(name, b"1.2.3.4")], token=ADMIN).status in (400, 404)
     with contextlib.suppress(ValueError):
         assert "token" not in json.loads(house.ask(method, path.format("abc"), body, token=token).body)
