@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import anyio.to_thread
 import httpx2
@@ -38,6 +39,7 @@ from slipway.sessions import AutoSessions
 from slipway.streams import BoundedEvents, FirstByte
 
 MCP_PATH = "/mcp"
+_ASCII = "".join(map(chr, range(33, 127)))
 MAX_EVENTS_PER_STREAM = 1000
 THREADS = 256
 TIDY_EVERY = 600.0  # seconds
@@ -184,7 +186,9 @@ class OneSpelling:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on, with the one path."""
+        """Hand on, with the one path, and a query in ASCII: Starlette takes all other bytes for UTF-8."""
+        if scope["type"] == "http" and not scope["query_string"].isascii():
+            scope = {**scope, "query_string": quote(scope["query_string"], safe=_ASCII).encode()}
         if scope["type"] == "http" and scope["path"] == MCP_PATH + "/":
             scope = {**scope, "path": MCP_PATH, "raw_path": MCP_PATH.encode()}
         await self._app(scope, receive, send)

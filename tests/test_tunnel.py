@@ -248,6 +248,12 @@ def test_an_authtoken_is_redacted_wherever_it_is_echoed() -> None:
     assert TOKEN[:9] not in str(ngrok_errors.explain(text, TOKEN))
 
 
+def test_a_character_that_is_dropped_hides_no_authtoken_and_an_endless_code_is_cut() -> None:
+    said = ngrok_errors.explain(f"odd {TOKEN[:9]}\0{TOKEN[9:]} ERR_NGROK_{'9' * 3000}", TOKEN)
+    assert TOKEN not in str(said)
+    assert len(str(said)) < 700
+
+
 # --- the whole, as a user runs it
 
 

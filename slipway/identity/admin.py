@@ -99,7 +99,7 @@ class Admin:
 
     async def _revoke(self, request: Request) -> Response:
         jti = request.path_params["jti"]
-        if not (0 < len(jti) <= 128 and jti.isalnum()):
+        if not (0 < len(jti) <= 128 and jti.isascii() and jti.isalnum()):
             raise Problem(f"{jti[:40]!r} is no token id.", "./scripts/tokens list shows them", 2)
         known = await self._ledger.revoke(jti)
         record = await self._ledger.get(jti)
@@ -157,8 +157,9 @@ async def _json(request: Request) -> dict[str, Any]:
 
 def _text(asked: dict[str, Any], name: str, default: str) -> str:
     value = asked.get(name, default)
-    if not isinstance(value, str):
-        raise Problem(f"{name} must be text.", f'Send "{name}": "…"', 2)
+    # what cannot be printed could be kept, and then no list be shown: a lone surrogate has no UTF-8
+    if not isinstance(value, str) or not value.isprintable():
+        raise Problem(f"{name} must be text in one line.", f'Send "{name}": "…"', 2)
     return value
 
 
