@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections import OrderedDict
@@ -51,7 +52,9 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         secret: verifies the tokens.
     """
     redis_url = config.redis_url.get_secret_value()
-    state = store.open_store(config.state / "data" / "identity", redis_url)
+    log = knocks.open_log(config.state / "log" / "server.jsonl", also_stdout=True)
+    state = store.open_store(config.state / "data" / "identity", redis_url, serves_on=config.redis_away == "serve")
+    state.say = functools.partial(knocks.announce, log)
     ledger = Ledger(state)
     invites = Invites(state, secret, redis_url)
     admin = Admin(secret, ledger, invites, max_ttl=config.max_ttl)
@@ -64,12 +67,14 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     mcp.add_middleware(ToolScopes(anonymous=config.anonymous))
 
     def make(*, stateless: bool) -> Any:
-        return mcp.http_app(
+        made = mcp.http_app(
             path=MCP_PATH,
             stateless_http=stateless,
             event_store=None if stateless else EventStore(max_events_per_stream=MAX_EVENTS_PER_STREAM),
             middleware=[] if config.anonymous else [Middleware(Challenge)],
         )
+        made.add_exception_handler(store.Trouble, _told)
+        return made
 
     apps = {
         "stateful": lambda: [make(stateless=False)],
@@ -84,6 +89,8 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
             await ledger.load()
             tidying = asyncio.create_task(_tidy(state))
             stack.callback(tidying.cancel)
+            watching = asyncio.create_task(state.watch())
+            stack.callback(watching.cancel)
             for app in apps:
                 await stack.enter_async_context(app.lifespan(app))
             await _warm_up(whole, secret)
@@ -103,10 +110,23 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     routes = [Route("/healthz", healthz), Route("/readyz", readyz), *admin.routes(), *doors, Mount("/", endpoint)]
     hosts = _Hosts(config)
     whole: ASGIApp = KnockLog(
-        HostGuard(OneSpelling(FirstByte(Starlette(routes=routes, lifespan=lifespan))), hosts),
-        knocks.open_log(config.state / "log" / "server.jsonl", also_stdout=True),
-    )
+        HostGuard(OneSpelling(FirstByte(Starlette(
+            routes=routes, lifespan=lifespan, exception_handlers={store.Trouble: _told}
+        ))), hosts), log,
+    )  # fmt: skip
     return whole
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    """Answer a request that the state's trouble ends; to people in a sentence, without the braces."""
+    assert isinstance(error, store.Trouble)  # noqa: S101 it is registered for nothing else
+    knock: knocks.Knock | None = request.scope.get("slipway.knock")
+    if knock:
+        knock.reason = error.cause
+    answer = error.answer()
+    if "text/html" in request.headers.get("accept", ""):
+        return PlainTextResponse(f"{error}\n", 503, headers={"retry-after": str(error.seconds)})
+    return answer
 
 
 async def _tidy(state: store.Store) -> None:
