@@ -281,6 +281,8 @@ class Store:
 
 
 def _words(error: Exception) -> str:
+    if str(error).isprintable() and type(error).__name__ in ("ResponseError", "OutOfMemoryError", "ReadOnlyError"):
+        return str(error).split(".")[0][:80]
     return (getattr(error, "strerror", None) or type(error).__name__).lower()
 
 
