@@ -41,15 +41,6 @@ def _hosts(value: str) -> str:
     return ",".join(filter(None, (item.strip().lower() for item in value.split(","))))
 
 
-def _silence(value: str) -> str:
-    if not re.fullmatch(r"(\d+[smh])+", value):
-        raise ValueError(f"{value!r} is no time: write 90s, 10m or 1h")
-    parts = re.findall(r"(\d+)([smh])", value)
-    if sum(int(number) * {"s": 1, "m": 60, "h": 3600}[unit] for number, unit in parts) < 30:
-        raise ValueError(f"{value!r} is too short: a stream that lives may be silent for 15 s, so 30s is the least")
-    return value
-
-
 class Settings(BaseModel):
     """What `.env` and the environment say, checked. The alias of a field is the name of its variable."""
 
@@ -111,11 +102,6 @@ class Settings(BaseModel):
         alias="SLIPWAY_MAX_BODY",
         pattern=r"^\d+(B|KB|MB|KiB|MiB)$",
         description="Largest request body the edge lets through; more is 413.",
-    )
-    max_silence: Annotated[str, AfterValidator(_silence)] = Field(
-        "10m",
-        alias="SLIPWAY_MAX_SILENCE",
-        description="How long a request may wait for a next byte of the server before the edge gives it up.",
     )
     max_ttl: str = Field(
         "30d",

@@ -94,14 +94,7 @@ def children(config: settings.Settings, root: Path = ROOT) -> dict[str, tuple[li
             served[name] = secret.get_secret_value()
     if folder := packages.installed(target_of(config, root), state):
         served["PYTHONPATH"] = str(folder)
-    wanted = (
-        "EDGE_PORT",
-        "TLS_PORT",
-        "CONSOLE_PORT",
-        "SLIPWAY_ALLOWED_ORIGINS",
-        "SLIPWAY_MAX_BODY",
-        "SLIPWAY_MAX_SILENCE",
-    )
+    wanted = ("EDGE_PORT", "TLS_PORT", "CONSOLE_PORT", "SLIPWAY_ALLOWED_ORIGINS", "SLIPWAY_MAX_BODY")
     edge = targets.clean_environment(os.environ, {}) | {name: shared[name] for name in wanted}
     edge |= {
         "UPSTREAM": f"127.0.0.1:{config.server_port}",

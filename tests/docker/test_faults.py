@@ -232,12 +232,7 @@ def test_a_redis_that_is_killed_opens_nothing_that_was_closed(replicas: Callable
 def project(containers: Containers) -> Containers:
     """The project, with an edge that is sooner in seeing what it would see anyway."""
     path = containers.root / "Caddyfile"
-    text = path.read_text().replace("health_interval 2s", "health_interval 200ms")
-    path.write_text(
-        text.replace("health_timeout 10s", "health_timeout 500ms").replace(
-            "lb_try_duration 3s", "lb_try_duration 500ms"
-        )
-    )
+    path.write_text(path.read_text().replace("read_timeout 45s", "read_timeout 2s"))
     containers.up()
     return containers
 
@@ -253,8 +248,8 @@ def call(project: Containers, timeout: float = BOUND) -> httpx2.Response:
 
 def told(project: Containers) -> bool:
     with contextlib.suppress(httpx2.TimeoutException):
-        answer = call(project, 2)
-        if answer.status_code in (502, 503):
+        answer = call(project)
+        if answer.status_code in (502, 503, 504):
             assert "does not answer" in answer.json()["error"]
             assert answer.headers["retry-after"]
             assert_readable_by_a_page(answer)
@@ -287,7 +282,7 @@ async def test_a_container_that_cannot_be_reached_is_told_and_its_clients_go_on(
         assert (await client.call_tool("add", {"a": 2, "b": 3})).data == 5
         with fault(project, which):
             await asyncio.to_thread(wait_until, lambda: told(project), BOUND, "the edge's word")
-            with pytest.raises(Exception, match=r"50[23]|error response"):
+            with pytest.raises(Exception, match=r"50[234]|error response"):
                 await asyncio.wait_for(client.call_tool("add", {"a": 2, "b": 3}), BOUND)
         await asyncio.to_thread(wait_until, lambda: call(project).status_code == 200, BOUND, "its return")
         assert (await client.call_tool("add", {"a": 2, "b": 3})).data == 5
