@@ -5,25 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
-import time
-from collections import OrderedDict
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio.to_thread
 import httpx2
 from fastmcp import FastMCP
 from fastmcp.server.event_store import EventStore
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slipway import knocks, settings, store, tokens
-from slipway.guards import HostGuard, public_host
+from slipway.audit import Audit
+from slipway.calls import Calls, Rule
+from slipway.guards import Bounds, HostGuard, public_host
 from slipway.identity.admin import Admin
 from slipway.identity.consent import Consent
 from slipway.identity.grants import Grants
@@ -34,12 +34,13 @@ from slipway.identity.names import Names
 from slipway.identity.oauth import SlipwayOAuth
 from slipway.identity.pages import Pages
 from slipway.identity.verifier import Challenge, SlipwayTokens, ToolScopes
-from slipway.sessions import AutoSessions, Body
-from slipway.streams import FirstByte
+from slipway.limits import Allowance, Limits, PerIdentity, Sessions
+from slipway.sessions import AutoSessions
+from slipway.streams import BoundedEvents, FirstByte
 
 MCP_PATH = "/mcp"
 MAX_EVENTS_PER_STREAM = 1000
-MAX_REMEMBERED_CLIENTS = 2000
+THREADS = 256
 TIDY_EVERY = 600.0  # seconds
 
 
@@ -64,14 +65,19 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     consent = Consent(look, oauth, grants, invites, who)
     join = Join(look, grants, invites, ledger, who, secret)
     mcp.auth = None if config.anonymous else oauth
-    mcp.add_middleware(ToolScopes(anonymous=config.anonymous))
+    idle = tokens.parse_ttl(config.session_idle)
+    limits, sessions = Limits(_allowance(config), redis_url), Sessions(idle)
+    # in front of a target's own: what those answer by themselves must be allowed, too
+    mcp.middleware[:0] = [ToolScopes(anonymous=config.anonymous), _calls(config, limits)]
+    doors = [] if config.anonymous else [Middleware(Challenge)]
 
     def make(*, stateless: bool) -> Any:
         made = mcp.http_app(
             path=MCP_PATH,
             stateless_http=stateless,
-            event_store=None if stateless else EventStore(max_events_per_stream=MAX_EVENTS_PER_STREAM),
-            middleware=[] if config.anonymous else [Middleware(Challenge)],
+            event_store=None if stateless else EventStore(BoundedEvents(), MAX_EVENTS_PER_STREAM, ttl=idle),
+            middleware=[*doors, Middleware(PerIdentity, limits, sessions)],
+            session_idle_timeout=idle,
         )
         made.add_exception_handler(store.Trouble, _told)
         return made
@@ -86,6 +92,8 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
+            # tools that are plain functions wait in threads; those of one subject must not use them up
+            anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
             await ledger.load()
             tidying = asyncio.create_task(_tidy(state))
             stack.callback(tidying.cancel)
@@ -106,15 +114,30 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         )
         return JSONResponse({"ready": status == 200, "answer": status}, 200 if status == 200 else 503)
 
-    doors = [] if config.anonymous else [*consent.routes(), *join.routes()]
-    routes = [Route("/healthz", healthz), Route("/readyz", readyz), *admin.routes(), *doors, Mount("/", endpoint)]
-    hosts = _Hosts(config)
-    whole: ASGIApp = KnockLog(
-        HostGuard(OneSpelling(FirstByte(Starlette(
-            routes=routes, lifespan=lifespan, exception_handlers={store.Trouble: _told}
-        ))), hosts), log,
-    )  # fmt: skip
+    pages = [] if config.anonymous else [*consent.routes(), *join.routes()]
+    routes = [Route("/healthz", healthz), Route("/readyz", readyz), *admin.routes(), *pages, Mount("/", endpoint)]
+    told = {store.Trouble: _told}
+    inner = OneSpelling(FirstByte(Starlette(routes=routes, lifespan=lifespan, exception_handlers=told)))
+    whole: ASGIApp = Audit(Bounds(HostGuard(inner, _Hosts(config)), config.requests_at_once), log)
     return whole
+
+
+def _allowance(config: settings.Settings) -> Allowance:
+    return Allowance(**{name: getattr(config, name) for name in tokens.LIMITS})
+
+
+def _calls(config: settings.Settings, limits: Limits) -> Calls:
+    def seconds(text: str) -> float:
+        return 0.0 if text == "0" else tokens.parse_ttl(text)
+
+    rules = {
+        name: Rule(rule.get("at_once", 0), seconds(rule["timeout"]) if "timeout" in rule else None)
+        for name, rule in json.loads(config.tool_limits or "{}").items()
+    }
+    return Calls(
+        limits, rules, timeout=seconds(config.tool_timeout), max_answer=settings.size(config.max_answer),
+        show_errors=config.show_errors, payloads=config.audit_payloads,
+    )  # fmt: skip
 
 
 async def _told(request: Request, error: Exception) -> Response:
@@ -169,95 +192,6 @@ class OneSpelling:
         if scope["type"] == "http" and scope["path"] == MCP_PATH + "/":
             scope = {**scope, "path": MCP_PATH, "raw_path": MCP_PATH.encode()}
         await self._app(scope, receive, send)
-
-
-class KnockLog:
-    """Gives every request an id and a record, and writes the record when the answer is complete."""
-
-    def __init__(self, app: ASGIApp, logger: logging.Logger) -> None:
-        self._app = app
-        self._log = logger
-        self._clients: OrderedDict[str, str] = OrderedDict()  # session id → client name and version
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on with `scope["slipway.knock"]` and `scope["slipway.body"]`, and log."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        headers = Headers(scope=scope)
-        knock = knocks.Knock(time=knocks.now(), http=scope["method"], path=scope["path"])
-        knock.request_id = knocks.request_id(headers.get("x-request-id"))
-        body = Body(receive)
-        scope["slipway.knock"], scope["slipway.body"] = knock, body
-        # of a DELETE too: where sessions are "auto", two apps may ask for the body, and it comes only once
-        if scope["method"] in ("POST", "DELETE"):
-            await body.read()
-        started = time.perf_counter()
-        written = scope["path"] in ("/healthz", "/readyz") or scope.get("slipway.quiet", False)
-
-        def finish() -> None:
-            nonlocal written
-            if not written:
-                written = True
-                knock.ms = (time.perf_counter() - started) * 1000
-                self._identify(knock, headers, body)
-                knocks.write(self._log, knock)
-
-        async def recording(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                knock.status = message["status"]
-                answer = MutableHeaders(scope=message)
-                answer["x-request-id"] = knock.request_id
-                if session := answer.get("mcp-session-id"):
-                    self._remember(session, body)
-                if knock.http == "GET":
-                    # an event stream may stay open for hours: its opening is what is worth a line
-                    finish()
-            else:
-                knock.bytes_out += len(message.get("body", b""))
-            await send(message)
-
-        reset = knocks.current.set(knock)
-        try:
-            await self._app(scope, body.replay(), recording)
-        except Exception:
-            knock.reason = knock.reason or "internal error: see the server's log"
-            knock.status = knock.status or 500
-            raise
-        finally:
-            knocks.current.reset(reset)
-            if not knock.status:
-                knock.status, knock.reason = 499, knock.reason or "the client left before the answer"
-            finish()
-
-    def _remember(self, session: str, body: Body) -> None:
-        info = _client_info(body.message())
-        if info:
-            self._clients[session] = info
-            while len(self._clients) > MAX_REMEMBERED_CLIENTS:
-                self._clients.popitem(last=False)
-
-    def _identify(self, knock: knocks.Knock, headers: Headers, body: Body) -> None:
-        message = body.message()
-        params = _mapping(message.get("params"))
-        knock.method = str(message.get("method", headers.get("mcp-method", "")))[:100]
-        if knock.method == "tools/call":
-            knock.tool = str(params.get("name", headers.get("mcp-name", "")))[:128]
-        session = headers.get("mcp-session-id", "")
-        knock.client = _client_info(message) or self._clients.get(session, "") or headers.get("user-agent", "")[:100]
-        version = headers.get("mcp-protocol-version") or params.get("protocolVersion")
-        knock.era = str(version)[:20] if version else ""
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _client_info(message: dict[str, Any]) -> str:
-    """Return "name version" of `initialize` or of the newest era's `_meta`, or ""."""
-    params = _mapping(message.get("params"))
-    meta = _mapping(params.get("_meta"))
-    info = _mapping(params.get("clientInfo") or meta.get("io.modelcontextprotocol/clientInfo"))
-    return f"{info.get('name', '')} {info.get('version', '')}".strip()[:100]
 
 
 _HELLO = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "slipway", "version": "0"}}

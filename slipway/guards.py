@@ -1,10 +1,10 @@
-"""Whom the server answers at all: the Host and Origin guard against DNS rebinding, in front of every route."""
+"""What the server answers at all: Host and Origin (against DNS rebinding), and bounds, in front of every route."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
@@ -15,6 +15,11 @@ from slipway import knocks
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+MAX_DEPTH = 64
+MAX_CONTAINERS = 20_000
+# a string without its end goes to the end of the input: nothing is looked at twice
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.S)
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 _LOOPBACK_ORIGINS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -66,14 +71,59 @@ class HostGuard:
         return await self._app(scope, receive, send)
 
 
-async def refuse(scope: Scope, send: Send, status: int, text: str) -> None:
+class Bounds:
+    """Refuses what is too much, whoever sends it: requests at once (503) and JSON that is dear to read (400)."""
+
+    def __init__(self, app: ASGIApp, at_once: int) -> None:
+        """Take the app, and how many requests may be open."""
+        self._app = app
+        self._most = at_once
+        self.open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 503 or 400, or hand on."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        # whether we live and what we do must be told at the worst of times
+        if self._most and self.open >= self._most and scope["path"] not in ("/healthz", "/readyz", "/metrics"):
+            text = f"The server has {self._most} requests open, which is the most. Try again in a few seconds."
+            scope["slipway.body"].forget()
+            return await refuse(scope, send, 503, text, [(b"retry-after", b"5")], limit="requests_at_once")
+        if why := too_dear(scope["slipway.body"].content):
+            scope["slipway.body"].forget()
+            return await refuse(scope, send, 400, why, limit="json")
+        self.open += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self.open -= 1
+
+
+def too_dear(content: bytes) -> str:
+    """Say why a body costs too much to read as JSON, or "": brackets in strings do not count.
+
+    A parser works in time with the number of lists and objects, and recurses in their depth.
+    """
+    if content.count(b"[") + content.count(b"{") <= MAX_DEPTH:
+        return ""
+    brackets = _STRING.sub(b"", content).translate(None, _NO_BRACKET)
+    if len(brackets) > 2 * MAX_CONTAINERS:
+        return f"The body has more than {MAX_CONTAINERS} lists and objects. Send less at once."
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    return f"The body is nested deeper than {MAX_DEPTH}, or is no JSON." if brackets else ""
+
+
+async def refuse(
+    scope: Scope, send: Send, status: int, text: str, more: Sequence[tuple[bytes, bytes]] = (), *, limit: str = ""
+) -> None:
     """Answer with a JSON sentence that says what to change, and note it on the request's record."""
     knock: knocks.Knock | None = scope.get("slipway.knock")
     if knock:
-        knock.reason = text
+        knock.reason, knock.limit = text, limit
     body = json.dumps({"error": text}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *more]})
     await send({"type": "http.response.body", "body": body})
 
 

@@ -1,6 +1,6 @@
 """Who knocked: one record per request, written as JSON lines by server and edge, read back as lines for people.
 
-Nothing here holds a token, an argument or a result.
+Nothing here holds a token; arguments and results are in it only where a setting asks for them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import json
 import logging
 import logging.handlers
 import os
+import queue
 import re
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from datetime import datetime
 from io import TextIOWrapper
 from pathlib import Path
@@ -23,6 +26,9 @@ from typing import Any
 
 NEWEST_ERA = "2026-07-28"
 MAX_LOG_BYTES = 5_000_000
+KEPT = 3  # rotated files
+MAX_WAITING = 10_000  # lines that are not written yet
+FLUSH = 2.0  # seconds that the end waits for them
 
 
 @dataclass
@@ -41,10 +47,32 @@ class Knock:
     jti: str = ""
     status: int = 0
     ms: float = 0.0
+    bytes_in: int = 0
     bytes_out: int = 0
+    outcome: str = ""  # ok, error, cancelled, timeout, limited, forbidden, refused, left
+    limit: str = ""  # the name of the limit that was reached
     reason: str = ""
+    trace_id: str = ""  # W3C Trace Context, 32 hex digits
+    arguments: str = ""  # of the call, as its result: only where SLIPWAY_AUDIT_PAYLOADS asks for them
+    result: str = ""
+
+    def __post_init__(self) -> None:
+        self._late: Callable[[Knock], None] | None = None
+
+    def written(self, late: Callable[[Knock], None]) -> None:
+        """Note that the line of the request is written; what its tool does from now on needs another one."""
+        self._late = late
+
+    def tool_ended(self, outcome: str, seconds: float) -> None:
+        """Note how the tool ended, after `seconds`; the client may have left before it."""
+        self.outcome = outcome
+        if self._late:
+            self.ms = seconds * 1000
+            self.reason = self.reason or "the tool ended after its client had left"
+            self._late(self)
 
 
+FIELDS = tuple(field.name for field in dataclass_fields(Knock))
 current: ContextVar[Knock | None] = ContextVar("knock", default=None)
 
 
@@ -57,8 +85,51 @@ class _PrivateFile(logging.handlers.RotatingFileHandler):
         )
 
 
+class _Behind(logging.Handler):
+    """A handler behind a queue and a thread: a disk or a terminal that takes no lines costs lines, and no call."""
+
+    def __init__(self, handler: logging.Handler) -> None:
+        super().__init__()
+        self._handler = handler
+        self._waiting: queue.Queue[logging.LogRecord | None] = queue.Queue(MAX_WAITING)
+        self._lost = 0
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._waiting.put_nowait(record)
+        except queue.Full:
+            self._lost += 1
+
+    def _write(self) -> None:
+        while (record := self._waiting.get()) is not None:
+            if lost := self._lost:
+                self._lost = 0
+                text = json.dumps(
+                    {"time": now(), "client": "slipway", "reason": f"{lost} lines of this log were lost"}
+                )
+                self._handler.handle(logging.makeLogRecord({"msg": text}))
+            self._handler.handle(record)
+            self._waiting.task_done()
+        with contextlib.suppress(OSError):
+            self._handler.close()
+
+    def flush(self) -> None:
+        until = time.monotonic() + FLUSH
+        while self._waiting.unfinished_tasks and self._thread.is_alive() and time.monotonic() < until:
+            time.sleep(0.005)
+
+    def close(self) -> None:
+        self.flush()
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait(None)
+            self._thread.join(FLUSH)
+        super().close()
+
+
 def open_log(path: Path, *, also_stdout: bool = False) -> logging.Logger:
-    """Return a logger that writes bare lines to a rotated file of mode 600.
+    """Return a logger that writes bare lines to a rotated file of mode 600, in threads of its own.
 
     Args:
         path: the file; rotated at 5 MB, three old ones kept.
@@ -73,17 +144,15 @@ def open_log(path: Path, *, also_stdout: bool = False) -> logging.Logger:
     path.parent.mkdir(parents=True, exist_ok=True)
     # a full disk must not end a request
     logging.raiseExceptions = False
-    logger.addHandler(_PrivateFile(path, maxBytes=MAX_LOG_BYTES, backupCount=3))
+    logger.addHandler(_Behind(_PrivateFile(path, maxBytes=MAX_LOG_BYTES, backupCount=KEPT)))
     if also_stdout:
-        logger.addHandler(logging.StreamHandler(sys.stdout))
-    for handler in logger.handlers:
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(_Behind(logging.StreamHandler(sys.stdout)))
     return logger
 
 
 def write(logger: logging.Logger, knock: Knock) -> None:
     """Write one record as a JSON line, without its empty fields."""
-    fields = {name: value for name, value in asdict(knock).items() if value not in ("", 0)}
+    fields = {name: value for name in FIELDS if (value := getattr(knock, name))}
     fields["time"] = round(knock.time, 3)
     fields["ms"] = round(knock.ms, 1)
     logger.info(json.dumps(fields, ensure_ascii=True, separators=(",", ":")))
@@ -108,6 +177,7 @@ def from_edge(line: dict[str, Any]) -> Knock | None:
     if refused == "origin":
         refused = f"origin {line.get('origin', '')} is not in SLIPWAY_ALLOWED_ORIGINS"
     return Knock(
+        outcome="refused",
         time=float(line.get("ts", 0)),
         http=str(request.get("method", "")),
         path=str(request.get("uri", "")).split("?")[0],

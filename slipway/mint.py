@@ -21,6 +21,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--subject", default="demo", help="whom it is for; whoami and the log say it (demo)")
     parser.add_argument("--tools", default="*", metavar="a,b", help="tools that it may call (*)")
     parser.add_argument("--ttl", default="1h", help="how long it lives: 30m, 1h30m, 2d (1h)")
+    parser.add_argument(
+        "--limit", action="append", default=[], metavar="NAME=N",
+        help=f"a limit of its own, instead of the settings'; again for more. Names: {', '.join(tokens.LIMITS)}",
+    )  # fmt: skip
     parser.add_argument("--explain", metavar="TOKEN", help="say what a token is; - reads it from stdin")
     chosen = parser.parse_args(argv)
     config = settings.load(os.environ, ROOT / ".env")
@@ -31,7 +35,8 @@ def main(argv: list[str]) -> int:
         sys.stdout.write(text + "\n")
         return 0 if accepted else 1
     scope, ttl = tokens.tool_scope(chosen.tools), tokens.bounded_ttl(chosen.ttl, config.max_ttl)
-    minted = tokens.mint(tokens.ensure_secret(path), subject=chosen.subject, scope=scope, ttl=ttl)
+    limits = tokens.own_limits(chosen.limit)
+    minted = tokens.mint(tokens.ensure_secret(path), subject=chosen.subject, scope=scope, ttl=ttl, limits=limits)
     sys.stdout.write(minted.token + "\n")
     return 0
 

@@ -95,6 +95,10 @@ def _parser(name: str) -> argparse.ArgumentParser:
     if is_tokens:
         mint = verb("mint", "make a token and print it alone")
         mint.add_argument("--subject", default="demo", help="whom it is for (demo)")
+        mint.add_argument(
+            "--limit", action="append", default=[], metavar="NAME=N",
+            help=f"a limit of its own; again for more. Names: {', '.join(tokens.LIMITS)}",
+        )  # fmt: skip
         mint.add_argument("--purpose", default="", help="what for; the list shows it")
         show = verb("show", "say all about one")
         show.add_argument("id")
@@ -127,7 +131,8 @@ def _tokens(server: Server, chosen: argparse.Namespace, secret: tokens.Secret) -
             answer = server.ask("GET", "/tokens")
             return answer, _table(["id", "subject", "scope", "ends", "via", "state"], map(_row, answer["tokens"]))
         case "mint":
-            asked = {"subject": chosen.subject, "tools": chosen.tools, "ttl": chosen.ttl, "purpose": chosen.purpose}
+            asked = {name: getattr(chosen, name) for name in ("subject", "tools", "ttl", "purpose")}
+            asked["limits"] = [f"{name}={most}" for name, most in tokens.own_limits(chosen.limit).items()]
             answer = server.ask("POST", "/tokens", asked)
             return answer, answer["token"]
         case "show":

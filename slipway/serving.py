@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -24,9 +25,17 @@ from watchfiles import awatch
 from slipway import app, knocks, packages, settings, store, targets, tokens
 from slipway.errors import Problem
 from slipway.proxy import loading
+from slipway.streams import SlowReaders
+
+try:
+    import resource
+except ImportError:  # Windows has no such bound
+    resource = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parent.parent
 SHUTDOWN_GRACE = 3  # seconds; Docker kills after 10
+FORCE_AFTER = 7.0  # seconds
+MAX_FILES = 65_536
 DRAIN = 0.8  # seconds; longer than the edge keeps an idle connection (Caddyfile, keepalive)
 SETTLE = 0.2  # seconds from the last accepted connection to its request
 CHECK_TIMEOUT = 130.0  # seconds
@@ -54,6 +63,7 @@ def serve(mcp: FastMCP[Any], target: str = "") -> None:
     if again is not None:
         # one program, one process id, one socket: no request is refused while we start anew
         os.set_inheritable(again, True)
+        logging.shutdown()  # the lines that wait for their thread
         os.execve(sys.executable, sys.orig_argv, _environment_at_start | {LISTENING: str(again)})  # noqa: S606 our own command
 
 
@@ -82,6 +92,8 @@ def _guarded(process: _Process, work: Coroutine[Any, Any, Any]) -> Any:
         loop = asyncio.get_running_loop()
 
         def end(number: int) -> None:
+            if not ended:
+                _end_by_force(number)
             ended.append(number)
             if process.stop:
                 process.stop(number, None)
@@ -164,13 +176,14 @@ class _Process:
         async with loaded.running():
             tools = await _tools(loaded.server)
             whole = _Draining(app.build(loaded.server, config, secret))
+            _raise_open_files()
             if config.anonymous:
                 log.warning("SLIPWAY_DANGEROUSLY_ALLOW_ANONYMOUS is on: ANYONE with the URL can call every tool")
             address = f"http://{config.server_host}:{config.server_port}{app.MCP_PATH}"
             log.info("serving %s (%d tools) at %s", loaded.describes, len(tools), address)
             server = _Server(
                 uvicorn.Config(
-                    whole, log_config=None, access_log=False, server_header=False, lifespan="on",
+                    SlowReaders(whole), log_config=None, access_log=False, server_header=False, lifespan="on",
                     timeout_graceful_shutdown=SHUTDOWN_GRACE,
                 )
             )  # fmt: skip
@@ -347,6 +360,29 @@ def _listen(host: str, port: int) -> socket.socket:
             f"Stop what uses it (ss -ltnp 'sport = :{port}'), or set SERVER_PORT in .env",
         ) from None
     return listening
+
+
+def _raise_open_files() -> None:
+    """Let as many connections be open as the system allows us: the usual 1024 are fewer than our own bounds."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _end_by_force(number: int) -> None:
+    """End this process, if it is still there, before Docker kills it: a thread that runs a tool cannot be stopped."""
+
+    def end() -> None:
+        log.warning("a tool still runs in a thread and cannot be stopped: ending without it")
+        logging.shutdown()
+        os._exit(128 + number)
+
+    watchdog = threading.Timer(FORCE_AFTER, end)
+    watchdog.daemon = True
+    watchdog.start()
 
 
 def _plain_logging() -> None:

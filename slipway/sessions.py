@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_MESSAGE_BYTES = 1 << 20
+MAX_SECONDS = 30.0  # for a body to arrive
 
 
 class Body:
@@ -17,14 +19,21 @@ class Body:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._kept: list[Message] = []
+        self._parsed: dict[str, Any] | None = None
         self.whole = False
         self.content = b""
+        self.counted = False  # against the limits of its sender
 
     async def read(self) -> None:
-        """Keep the body. Longer bodies and lost clients leave `whole` False."""
-        size = 0
+        """Keep the body. Longer bodies and lost clients leave `whole` False.
+
+        Raises:
+            TimeoutError: the client takes too long to send it.
+        """
+        size, until = 0, asyncio.get_running_loop().time() + MAX_SECONDS
         while not self.whole and size <= MAX_MESSAGE_BYTES:
-            message = await self._receive()
+            async with asyncio.timeout_at(until):
+                message = await self._receive()
             self._kept.append(message)
             if message["type"] != "http.request":
                 return
@@ -44,11 +53,17 @@ class Body:
 
     def message(self) -> dict[str, Any]:
         """Return the JSON-RPC message, or {} where the body is none."""
-        try:
-            parsed = json.loads(self.content) if self.content else {}
-        except (ValueError, RecursionError):
-            return {}
-        return parsed if isinstance(parsed, dict) else {}
+        if self._parsed is None:
+            try:
+                parsed = json.loads(self.content) if self.content else {}
+            except (ValueError, RecursionError):
+                parsed = {}
+            self._parsed = parsed if isinstance(parsed, dict) else {}
+        return self._parsed
+
+    def forget(self) -> None:
+        """Let go of the bytes: nobody will read them any more."""
+        self._kept, self.content = [], b""
 
 
 class AutoSessions:

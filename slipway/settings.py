@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ _OURS = ("SLIPWAY_", "NGROK_")
 TARGET_NAMES = "SLIPWAY_TARGET_NAMES"  # which variables of a container are the target's, comma-separated
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 def _origins(value: str) -> str:
@@ -39,6 +41,28 @@ def _hosts(value: str) -> str:
         if not _HOST.fullmatch(host):
             raise ValueError(f"{host!r} is no host name: demo.example.com or *.example.com, without scheme or port")
     return ",".join(filter(None, (item.strip().lower() for item in value.split(","))))
+
+
+def _tools(value: str) -> str:
+    wrong = 'it is a JSON object of tools, each with "at_once" (a number) or "timeout" (30s, 2m), or both'
+    try:
+        rules = json.loads(value) if value else {}
+    except ValueError:
+        raise ValueError(wrong) from None
+    if not isinstance(rules, dict) or not all(isinstance(rule, dict) for rule in rules.values()):
+        raise ValueError(wrong)
+    for name, rule in rules.items():
+        at_once, timeout = rule.get("at_once", 0), rule.get("timeout", "0")
+        if (
+            rule.keys() - {"at_once", "timeout"}
+            or isinstance(at_once, bool)
+            or not isinstance(at_once, int)
+            or at_once < 0
+            or not isinstance(timeout, str)
+            or not re.fullmatch(r"0|([0-9]+[smhd])+", timeout)
+        ):
+            raise ValueError(f"at {name!r}: {wrong}")
+    return value
 
 
 class Settings(BaseModel):
@@ -103,6 +127,56 @@ class Settings(BaseModel):
         pattern=r"^\d+(B|KB|MB|KiB|MiB)$",
         description="Largest request body the edge lets through; more is 413.",
     )
+    calls_burst: Count = Field(
+        100, alias="SLIPWAY_CALLS_BURST", description="Messages one subject may send within a second; 0: any number."
+    )
+    calls_per_minute: Count = Field(
+        600, alias="SLIPWAY_CALLS_PER_MINUTE", description="Messages one subject may send in a minute."
+    )
+    calls_per_day: Count = Field(
+        20_000, alias="SLIPWAY_CALLS_PER_DAY", description="Messages one subject may send in a day."
+    )
+    calls_at_once: Count = Field(
+        16, alias="SLIPWAY_CALLS_AT_ONCE", description="Tool calls of one subject that run at once."
+    )
+    streams_at_once: Count = Field(
+        16, alias="SLIPWAY_STREAMS_AT_ONCE", description="Event streams one subject may keep open."
+    )
+    sessions_at_once: Count = Field(
+        32, alias="SLIPWAY_SESSIONS_AT_ONCE", description="Sessions of one subject; one more ends the longest unused."
+    )
+    requests_at_once: Count = Field(
+        4000, alias="SLIPWAY_REQUESTS_AT_ONCE", description="Requests and streams open at once, of everybody."
+    )
+    session_idle: str = Field(
+        "30m",
+        alias="SLIPWAY_SESSION_IDLE",
+        pattern=r"^(\d+[smhd])+$",
+        description="How long a session lives that nobody uses.",
+    )
+    tool_timeout: str = Field(
+        "5m",
+        alias="SLIPWAY_TOOL_TIMEOUT",
+        pattern=r"^(0|(\d+[smhd])+)$",
+        description="After which time a tool call is cancelled; 0: never.",
+    )
+    tool_limits: Annotated[str, AfterValidator(_tools)] = Field(
+        "",
+        alias="SLIPWAY_TOOL_LIMITS",
+        description='Bounds of single tools, as JSON: {"search": {"at_once": 2, "timeout": "30s"}}.',
+    )
+    max_answer: str = Field(
+        "4MB",
+        alias="SLIPWAY_MAX_ANSWER",
+        pattern=r"^\d+(B|KB|MB|KiB|MiB)$",
+        description="Largest result of a tool; a larger one becomes an error.",
+    )
+    show_errors: bool = Field(
+        False, alias="SLIPWAY_SHOW_ERRORS", description="true tells callers the texts of unexpected exceptions."
+    )
+    audit_payloads: bool = Field(
+        False, alias="SLIPWAY_AUDIT_PAYLOADS", description="true writes arguments and results into the audit log."
+    )
     max_ttl: str = Field(
         "30d",
         alias="SLIPWAY_MAX_TTL",
@@ -135,6 +209,13 @@ class Settings(BaseModel):
     def public_url_file(self) -> Path:
         """The file in which tunnel.py leaves the public URL while the tunnel is open."""
         return self.state / "run" / "public_url"
+
+
+def size(text: str) -> int:
+    """Turn "1MB" or "64KiB" into bytes."""
+    number = text.rstrip("BKMi")
+    unit = {"B": 1, "KB": 1000, "MB": 1000**2, "KiB": 1 << 10, "MiB": 1 << 20}[text.removeprefix(number)]
+    return int(number) * unit
 
 
 def names() -> dict[str, str]:

@@ -1,10 +1,19 @@
-"""What the SDK's event streams lack: a first byte at once, so that no proxy holds their head back."""
+"""What the SDK's event streams lack: a first byte at once, an end for who does not read, a bound on what is kept."""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from typing import Any
+
+from cachetools import TLRUCache
+from key_value.aio.stores.memory import MemoryStore
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+PATIENCE = 30.0  # seconds
+MAX_EVENT_BYTES = 64 << 20  # of all sessions; events and their order are two collections, each with this bound
+ENTRY_BYTES = 500  # what an entry takes besides its text
 OPENED = b": open\n\n"  # a comment, which every client passes over (HTML Living Standard, 9.2.6)
 
 
@@ -27,6 +36,53 @@ class FirstByte:
                 await send({"type": "http.response.body", "body": OPENED, "more_body": True})
 
         await self._app(scope, receive, opening if scope["type"] == "http" else send)
+
+
+class SlowReaders:
+    """Cuts who does not read what is sent: the answer waits in our memory, and the tool behind it waits, too.
+
+    Stands directly on uvicorn, for only its transport can be ended while bytes are left to send.
+    """
+
+    def __init__(self, app: ASGIApp, patience: float | None = None) -> None:
+        """Take the app, and the seconds in which a message must have gone out."""
+        self._app = app
+        self._patience = patience or PATIENCE
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on."""
+
+        async def cutting(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._patience):
+                    await send(message)
+            except TimeoutError:
+                if knock := scope.get("slipway.knock"):
+                    knock.reason, knock.limit = "cut: the client does not read its answer", "slow_reader"
+                transport = getattr(getattr(send, "__self__", None), "transport", None)
+                if transport:
+                    transport.abort()
+                raise OSError("the client does not read its answer") from None
+
+        await self._app(scope, receive, cutting if scope["type"] == "http" else send)
+
+
+class BoundedEvents(MemoryStore):
+    """Where FastMCP's event store keeps what a client may ask for again: so many bytes, the oldest go first."""
+
+    async def _setup_collection(self, *, collection: str) -> None:
+        await super()._setup_collection(collection=collection)
+        # the library counts entries; of events one may be a thousand times another
+        kept: Any = self._cache[collection]
+        kept._cache = TLRUCache(MAX_EVENT_BYTES, ttu=_until, timer=time.time, getsizeof=_size)
+
+
+def _until(_: str, entry: Any, __: float) -> float:
+    return float(entry.expires_at.timestamp() if entry.expires_at else "inf")
+
+
+def _size(entry: Any) -> int:
+    return len(entry.json_str) + ENTRY_BYTES
 
 
 def _streams(start: Message) -> bool:

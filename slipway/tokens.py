@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,10 @@ ALGORITHM = "HS256"
 MAX_TOKEN_BYTES = 8192
 MAX_TTL = 366 * 86400  # seconds
 REQUIRED_CLAIMS = ["iss", "aud", "sub", "iat", "nbf", "exp", "jti", "scope", "client_id"]
+
+LIMITS = (
+    "calls_burst", "calls_per_minute", "calls_per_day", "calls_at_once", "streams_at_once", "sessions_at_once",
+)  # fmt: skip
 
 _WELL_KNOWN = {
     "dev-secret-do-not-use-in-production",
@@ -160,9 +165,25 @@ def tool_scope(tools: str) -> str:
     return " ".join(f"tool:{name}" for name in dict.fromkeys(listed))
 
 
+def own_limits(given: Iterable[str]) -> dict[str, int]:
+    """Turn ["calls_per_minute=600"] into {"calls_per_minute": 600}; 0 means any number.
+
+    Raises:
+        Problem: no such limit, or no number.
+    """
+    found: dict[str, int] = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        if name not in LIMITS or not re.fullmatch(r"[0-9]{1,7}", number):
+            raise Problem(f"{text!r} is no limit.", f"Write NAME=NUMBER; names: {', '.join(LIMITS)}", 2)
+        found[name] = int(number)
+    return found
+
+
 def mint(
-    secret: Secret, *, subject: str, scope: str, ttl: int, client_id: str = "pasted", audience: str = AUDIENCE
-) -> Minted:
+    secret: Secret, *, subject: str, scope: str, ttl: int, client_id: str = "pasted", audience: str = AUDIENCE,
+    limits: dict[str, int] | None = None,
+) -> Minted:  # fmt: skip
     """Sign a token.
 
     Args:
@@ -172,6 +193,7 @@ def mint(
         ttl: seconds until it expires.
         client_id: by which door the holder came.
         audience: what it is for.
+        limits: what its holder may do, where that differs from the settings, as own_limits() returns it.
     Raises:
         Problem: a subject that is empty, too long or unprintable; a token over 8 KB.
     """
@@ -181,7 +203,7 @@ def mint(
     claims: dict[str, Any] = {
         "iss": ISSUER, "aud": audience, "sub": subject, "iat": now, "nbf": now, "exp": now + ttl,
         "jti": secrets.token_hex(8), "scope": scope, "client_id": client_id,
-    }  # fmt: skip
+    } | ({"limits": limits} if limits else {})  # fmt: skip
     token = jwt.encode(claims, secret.key(), algorithm=ALGORITHM)
     if len(token) > MAX_TOKEN_BYTES:
         raise Problem("So many tools do not fit into a token.", "Write --tools '*'", 2)
@@ -212,6 +234,11 @@ def verify(secret: Secret, token: str, *, audience: str = AUDIENCE, late: bool =
     for name in ("sub", "jti", "scope", "client_id"):
         if not isinstance(claims[name], str) or (name != "scope" and not claims[name]):
             raise TokenRefused(f"claim {name} is no text")
+    limits = claims.get("limits", {})
+    if not isinstance(limits, dict) or not all(
+        n in LIMITS and type(limits[n]) is int and limits[n] >= 0 for n in limits
+    ):
+        raise TokenRefused("claim limits is none of ours")
     return claims
 
 
@@ -303,7 +330,7 @@ def explain(secret: Secret | None, token: str) -> tuple[str, bool]:
     for name, value in {
         "subject": claims.get("sub"), "scope": claims.get("scope"), "issuer": claims.get("iss"),
         "audience": claims.get("aud"), "algorithm": header.get("alg"), "id (jti)": claims.get("jti"),
-        "client": claims.get("client_id"),
+        "client": claims.get("client_id"), **({"limits": claims["limits"]} if "limits" in claims else {}),
     }.items():  # fmt: skip
         # repr: a hostile token must not write control characters to the terminal
         lines.append(

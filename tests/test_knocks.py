@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging.handlers
+import logging
+import os
 import time
 from pathlib import Path
 
@@ -11,6 +12,11 @@ import pytest
 
 from slipway import knocks
 from slipway.knocks import Knock, Tail
+
+
+def flush(logger: logging.Logger) -> None:
+    for handler in logger.handlers:
+        handler.flush()
 
 
 def test_a_record_survives_writing_and_reading(tmp_path: Path) -> None:
@@ -26,6 +32,7 @@ def test_a_record_survives_writing_and_reading(tmp_path: Path) -> None:
         subject="ana",
     )
     knocks.write(logger, knock)
+    flush(logger)
     (line,) = (tmp_path / "log" / "server.jsonl").read_text().splitlines()
     assert "reason" not in json.loads(line)
     back = knocks.parse(line)
@@ -34,13 +41,12 @@ def test_a_record_survives_writing_and_reading(tmp_path: Path) -> None:
     assert "tools/call add" in knocks.render(back)
 
 
-def test_every_generation_of_the_log_is_private(tmp_path: Path) -> None:
+def test_every_generation_of_the_log_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knocks, "MAX_LOG_BYTES", 300)
     logger = knocks.open_log(tmp_path / "server.jsonl")
-    (handler,) = logger.handlers
-    assert isinstance(handler, logging.handlers.RotatingFileHandler)
-    handler.maxBytes = 300
     for _ in range(20):
         knocks.write(logger, Knock(path="/mcp", status=200))
+    flush(logger)
     files = sorted(tmp_path.iterdir())
     assert len(files) == 4
     assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
@@ -49,6 +55,33 @@ def test_every_generation_of_the_log_is_private(tmp_path: Path) -> None:
 def test_a_full_disk_ends_no_request() -> None:
     logger = knocks.open_log(Path("/dev/full"))
     knocks.write(logger, Knock(status=200))
+    flush(logger)
+
+
+def test_a_writer_that_hangs_costs_lines_and_says_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "log")
+    reader = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
+    monkeypatch.setattr(knocks, "MAX_WAITING", 100)
+    logger = knocks.open_log(tmp_path / "log")
+    # more than a pipe and the queue hold: written directly, this would wait for good
+    for _ in range(4000):
+        knocks.write(logger, Knock(reason="x" * 200, status=200))
+    os.set_blocking(reader, True)
+    text = b""
+    while b"were lost" not in text:
+        text += os.read(reader, 65536)
+        knocks.write(logger, Knock(reason="after", status=200))
+    os.close(reader)
+
+
+def test_a_call_that_outlives_its_request_gets_a_line_of_its_own() -> None:
+    late: list[tuple[str, str]] = []
+    knock = Knock(outcome="left")
+    knock.tool_ended("ok", 1.0)
+    assert not late
+    knock.written(lambda knock: late.append((knock.outcome, knock.reason)))
+    knock.tool_ended("error", 1.0)
+    assert late == [("error", "the tool ended after its client had left")]
 
 
 def test_a_hostile_client_cannot_command_the_terminal() -> None:

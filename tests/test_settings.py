@@ -91,3 +91,14 @@ def test_a_bad_secret_value_is_not_echoed() -> None:
     with pytest.raises(Problem) as caught:
         settings.load({"SERVER_PORT": "hunter2"}, None)
     assert "hunter2" not in str(caught.value)
+
+
+def test_every_setting_of_the_server_reaches_its_container() -> None:
+    ours = {
+        "SLIPWAY_TARGET_FOLDER",
+        "SLIPWAY_TARGET_PROCESSES",
+        "NGROK_AUTHTOKEN",
+        "SLIPWAY_PUBLIC_URL",
+    }  # of this machine alone: where a target is, commands (which run here), and the tunnel
+    text = (ROOT / "docker-compose.yml").read_text()
+    assert not [name for name in settings.names() if name not in ours and name not in text]

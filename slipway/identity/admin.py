@@ -78,9 +78,13 @@ class Admin:
         asked = await _json(request)
         scope = tokens.tool_scope(_text(asked, "tools", "*"))
         ttl = self._ttl(_text(asked, "ttl", "1h"))
+        given = asked.get("limits", [])
+        if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+            raise Problem("limits must be a list of texts.", 'Send "limits": ["calls_per_minute=600"]', 2)
         minted = tokens.mint(
-            self._secret, subject=_text(asked, "subject", "demo"), scope=scope, ttl=ttl, client_id="minted"
-        )
+            self._secret, subject=_text(asked, "subject", "demo"), scope=scope, ttl=ttl, client_id="minted",
+            limits=tokens.own_limits(given),
+        )  # fmt: skip
         record = await self._ledger.add(minted.claims, via="minted", purpose=_text(asked, "purpose", ""))
         return _private({"token": minted.token, **await self._told(record)}, 201)
 
