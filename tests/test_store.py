@@ -17,7 +17,9 @@ from slipway.files import Damaged, Files
 from slipway.identity import ledger as room
 from slipway.identity.invites import InviteRefused, Invites
 from slipway.identity.ledger import Ledger
+from slipway.identity.throttle import Throttle
 from slipway.store import Store, Trouble
+from tests.conftest import free_ports
 from tests.test_ledger import SECRET, claims
 
 DAMAGE = {
@@ -37,7 +39,8 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that fills the disk, and empties it again."""
     real = os.fsync
 
-    def refuse(_: int) -> None:
+    def refuse(descriptor: int) -> None:
+        os.ftruncate(descriptor, 0)  # what had no room is not there
         raise OSError(errno.ENOSPC, "No space left on device")
 
     return lambda yes=True: monkeypatch.setattr(os, "fsync", refuse if yes else real)
@@ -58,6 +61,25 @@ async def test_a_write_that_fails_leaves_the_value_before_and_no_litter(tmp_path
         await files.put("key", {"n": 2}, collection="things")
     assert await files.get("key", collection="things") == {"n": 1}
     assert [path.name for path in (tmp_path / "things").iterdir()] == ["key.json"]
+
+
+async def test_nobody_ever_reads_half_a_value(tmp_path: Path) -> None:
+    files, values = Files(tmp_path), [{"text": letter * 300_000} for letter in "ab"]
+    await files.put("key", values[0], collection="things")
+    stop = asyncio.Event()
+
+    async def read() -> int:
+        seen = 0
+        while not stop.is_set():
+            assert await files.get("key", collection="things") in values
+            seen += 1
+        return seen
+
+    reading = asyncio.ensure_future(read())
+    for n in range(60):
+        await files.put("key", values[n % 2], collection="things")
+    stop.set()
+    assert await reading > 10
 
 
 @pytest.mark.parametrize("key", ["index", "9f3a" * 16, "../../etc/passwd", "a/b", "ä b", "x" * 400, "", "."])
@@ -111,13 +133,18 @@ async def test_what_cannot_be_read_is_damaged_and_not_missing(tmp_path: Path, da
 # --- the ledger over damaged files
 
 
+@pytest.mark.parametrize("index", ["whole", "damaged, too"])
 @pytest.mark.parametrize("damage", DAMAGE)
-async def test_a_token_whose_record_is_damaged_is_refused_and_no_other(tmp_path: Path, damage: str) -> None:
+async def test_a_token_whose_record_is_damaged_is_refused_and_no_other(
+    tmp_path: Path, damage: str, index: str
+) -> None:
     first, revoked, other = Ledger(store.open_store(tmp_path)), claims(), claims("bo")
     for each in (revoked, other):
         await first.add(each, via="minted")
     await first.revoke(revoked["jti"])
     (tmp_path / "values" / "tokens" / f"{revoked['jti']}.json").write_bytes(DAMAGE[damage])
+    if index != "whole":
+        (tmp_path / "values" / "tokens" / "index.json").write_bytes(DAMAGE[damage])
     for _ in range(2):  # what was mended at the first start is so at the second
         again = Ledger(store.open_store(tmp_path))
         await again.load()
@@ -322,6 +349,8 @@ async def test_while_the_store_is_away_one_request_waits_and_the_others_do_not(q
         with pytest.raises(Trouble):
             await ledger.refusal(one)
     assert time.monotonic() - begun < 1000 * 0.05 / 2, "each request waited for the store anew"
+    for _ in range(3):
+        await kept._look()
     assert len(said) == 1
     values.hangs = False
     await kept._look()
@@ -412,3 +441,10 @@ def test_the_ledger_keeps_no_more_of_others_tokens_than_it_may(monkeypatch: pyte
 
     asyncio.run(run())
     assert len(other._records) <= 10
+
+
+async def test_without_redis_a_process_counts_tries_for_itself() -> None:
+    (nobody,) = free_ports(1)
+    alone = Throttle("invite", per_address=2, overall=9, redis_url=f"redis://127.0.0.1:{nobody}/0")
+    assert [await alone.admits("203.0.113.1") for _ in range(3)] == [True, True, False]
+    assert await alone.admits("203.0.113.2")

@@ -92,7 +92,9 @@ class Ledger:
             kept = await self._store.get(jti, collection=TOKENS, instead=_DAMAGED)
             record = _parsed(jti, kept) if kept is not None else None
             # with files nothing takes a record away and leaves it in the index
-            if (kept is not None and record is None) or (kept is None and not self._shared and index[jti][1]):
+            if (kept is not None and record is None) or (
+                kept is None and not self._shared and index.get(jti, [0.0, 0.0])[1]
+            ):
                 record = self._stopped(jti, "its record is damaged")
                 self._unsaved.add(jti)
             if record:
