@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -54,7 +55,9 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         secret: verifies the tokens.
     """
     redis_url = config.redis_url.get_secret_value()
-    state = store.open_store(config.state / "data" / "identity", redis_url)
+    log = knocks.open_log(config.state / "log" / "server.jsonl", also_stdout=True)
+    state = store.open_store(config.state / "data" / "identity", redis_url, serves_on=config.redis_away == "serve")
+    state.say = functools.partial(knocks.announce, log)
     ledger = Ledger(state)
     invites = Invites(state, secret, redis_url)
     admin = Admin(secret, ledger, invites, max_ttl=config.max_ttl)
@@ -65,19 +68,21 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     join = Join(look, grants, invites, ledger, who, secret)
     mcp.auth = None if config.anonymous else oauth
     idle = tokens.parse_ttl(config.session_idle)
-    limits, sessions = Limits(_allowance(config), redis_url), Sessions(idle)
+    limits, sessions = Limits(_allowance(config), redis_url, away=lambda: state.away), Sessions(idle)
     # in front of a target's own: what those answer by themselves must be allowed, too
     mcp.middleware[:0] = [ToolScopes(anonymous=config.anonymous), _calls(config, limits)]
     doors = [] if config.anonymous else [Middleware(Challenge)]
 
     def make(*, stateless: bool) -> Any:
-        return mcp.http_app(
+        made = mcp.http_app(
             path=MCP_PATH,
             stateless_http=stateless,
             event_store=None if stateless else EventStore(BoundedEvents(), MAX_EVENTS_PER_STREAM, ttl=idle),
             middleware=[*doors, Middleware(PerIdentity, limits, sessions)],
             session_idle_timeout=idle,
         )
+        made.add_exception_handler(store.Trouble, _told)
+        return made
 
     apps = {
         "stateful": lambda: [make(stateless=False)],
@@ -94,6 +99,8 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
             await ledger.load()
             tidying = asyncio.create_task(_tidy(state))
             stack.callback(tidying.cancel)
+            watching = asyncio.create_task(state.watch())
+            stack.callback(watching.cancel)
             for app in apps:
                 await stack.enter_async_context(app.lifespan(app))
             await _warm_up(whole, secret)
@@ -111,11 +118,10 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
 
     pages = [] if config.anonymous else [*consent.routes(), *join.routes()]
     routes = [Route("/healthz", healthz), Route("/readyz", readyz), *admin.routes(), *pages, Mount("/", endpoint)]
-    inner = OneSpelling(FirstByte(Straight(endpoint, Starlette(routes=routes, lifespan=lifespan))))
-    whole: ASGIApp = Audit(
-        Bounds(HostGuard(inner, _Hosts(config)), config.requests_at_once),
-        knocks.open_log(config.state / "log" / "server.jsonl", also_stdout=True),
-    )
+    told = {store.Trouble: _told}
+    rest = Starlette(routes=routes, lifespan=lifespan, exception_handlers=told)
+    inner = OneSpelling(FirstByte(Straight(endpoint, rest)))
+    whole: ASGIApp = Audit(Bounds(HostGuard(inner, _Hosts(config)), config.requests_at_once), log)
     return whole
 
 
@@ -135,6 +141,18 @@ def _calls(config: settings.Settings, limits: Limits) -> Calls:
         limits, rules, timeout=seconds(config.tool_timeout), max_answer=settings.size(config.max_answer),
         show_errors=config.show_errors, payloads=config.audit_payloads,
     )  # fmt: skip
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    """Answer a request that the state's trouble ends; to people in a sentence, without the braces."""
+    assert isinstance(error, store.Trouble)  # noqa: S101 it is registered for nothing else
+    knock: knocks.Knock | None = request.scope.get("slipway.knock")
+    if knock:
+        knock.reason = error.cause
+    answer = error.answer()
+    if "text/html" in request.headers.get("accept", ""):
+        return PlainTextResponse(f"{error}\n", 503, headers={"retry-after": str(error.seconds)})
+    return answer
 
 
 async def _tidy(state: store.Store) -> None:

@@ -199,6 +199,11 @@ class Settings(BaseModel):
         alias="REDIS_URL",
         description="redis://… shares revocations and invites between replicas; empty means files.",
     )
+    redis_away: Literal["refuse", "serve"] = Field(
+        "refuse",
+        alias="SLIPWAY_REDIS_AWAY",
+        description="Redis away: refuse with 503 until it is back, or serve on with what each server knows.",
+    )
     anonymous: bool = Field(
         False,
         alias="SLIPWAY_DANGEROUSLY_ALLOW_ANONYMOUS",

@@ -102,8 +102,16 @@ def ensure_secret(path: Path) -> Secret:
         if os.name == "posix" and path.stat().st_mode & 0o077:
             path.chmod(0o600)
     else:
-        with os.fdopen(handle, "w") as stream:
-            stream.write(secrets.token_hex(32) + "\n")
+        try:
+            with os.fdopen(handle, "w") as stream:
+                stream.write(secrets.token_hex(32) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())  # tokens are given out by it
+        except OSError as error:
+            path.unlink(missing_ok=True)  # an empty one would be refused ever after
+            raise Problem(
+                f"The secret {path} cannot be written: {error.strerror}.", "Make room, then ./scripts/up"
+            ) from None
     return read_secret(path)
 
 

@@ -60,6 +60,7 @@ def test_the_environment_wins_over_the_file_and_empty_means_default(tmp_path: Pa
         ("SLIPWAY_STATE=\0\n", "SLIPWAY_STATE holds a NUL"),
         ("SLIPWAY_MAX_TTL=0d\n", "366 days at most"),
         ("SLIPWAY_MAX_TTL=999d\n", "366 days at most"),
+        ("SLIPWAY_REDIS_AWAY=wait\n", "SLIPWAY_REDIS_AWAY"),
         ("SLIPWAY_PUBLIC_URL=http://a.example\n", "SLIPWAY_PUBLIC_URL"),
         ("SLIPWAY_DANGEROUSLY_ALLOW_ANONYMOUS=perhaps\n", "SLIPWAY_DANGEROUSLY_ALLOW_ANONYMOUS"),
     ],

@@ -17,6 +17,7 @@ from slipway.errors import Problem
 from slipway.guards import LOOPBACK, host_name
 from slipway.identity.invites import Invites
 from slipway.identity.ledger import EVERYBODY, Ledger, Record
+from slipway.store import Trouble
 
 MAX_BODY = 100_000  # bytes
 
@@ -67,6 +68,9 @@ class Admin:
                 return await handler(request)
             except Problem as problem:
                 return _answer(400, problem.cause, problem.cure)
+            except Trouble as trouble:
+                _note(request, trouble.cause)
+                return trouble.answer()
 
         return guarded
 

@@ -83,7 +83,9 @@ class Invites:
     def __init__(self, store: Store, secret: tokens.Secret, redis_url: str = "") -> None:
         self._store = store
         self._secret = secret
-        self._wrong = Throttle("invite", per_address=PER_ADDRESS, overall=OVERALL, redis_url=redis_url)
+        self._wrong = Throttle(
+            "invite", per_address=PER_ADDRESS, overall=OVERALL, redis_url=redis_url, away=lambda: store.away
+        )
 
     def _digest(self, code: str) -> str:
         """Return what is kept of a code: without the secret nobody can search for it, and no comparison leaks it."""
@@ -96,8 +98,8 @@ class Invites:
         invite = Invite(self._digest(code), now, now + ttl, uses, 0, scope, token_ttl, name[:100])
         async with self._store.lock(COLLECTION):
             await self._write(invite)
-            known = [one for one in await self.all() if one.expires_at > now - KEPT]
-            await self._store.put(INDEX, {"ids": [invite.id, *(one.id for one in known)]}, collection=COLLECTION)
+            known = [one.id for one in await self.all() if one.id != invite.id]
+            await self._store.put(INDEX, {"ids": [invite.id, *known]}, collection=COLLECTION)
         return written(code), invite
 
     async def redeem(self, code: str, address: str, *, again: str = "") -> Invite:
@@ -135,8 +137,10 @@ class Invites:
     async def all(self) -> list[Invite]:
         """Return the invites, the newest first."""
         index = await self._store.get(INDEX, collection=COLLECTION) or {}
-        found = [await self._read(one) for one in index.get("ids", [])]
-        return [invite for invite in found if invite]
+        # one that the index lost must still be there to be revoked
+        ids = dict.fromkeys([*index.get("ids", []), *(await self._store.keys(COLLECTION) or [])])
+        found = [await self._read(one) for one in ids if one != INDEX]
+        return [invite for invite in found if invite and invite.expires_at > time.time() - KEPT]
 
     async def revoke(self, beginning: str) -> bool:
         """Stop the invite whose id begins so, or whose code it is. Returns: whether there was one."""
@@ -154,7 +158,10 @@ class Invites:
 
     async def _read(self, digest: str) -> Invite | None:
         found = await self._store.get(digest, collection=COLLECTION)
-        return Invite(**found) if found else None
+        try:
+            return Invite(**found) if found else None
+        except TypeError:  # damaged: a code that nobody can read opens nothing
+            return None
 
     async def _write(self, invite: Invite) -> None:
         await self._store.put(invite.id, asdict(invite), collection=COLLECTION)
