@@ -66,7 +66,12 @@ async def run(work: Callable[[sqlite3.Connection], Result]) -> Result:
         with database() as connection:
             return work(connection)
 
-    return await asyncio.to_thread(locked)
+    try:
+        return await asyncio.to_thread(locked)
+    except (sqlite3.OperationalError, OSError) as error:
+        # what was saved stays saved: a transaction is on the disk before its tool answers
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ToolError(f"The notes cannot be used now: {why}. Nothing was changed; try again later.") from None
 
 
 @mcp.tool

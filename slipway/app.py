@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import anyio.to_thread
 import httpx2
@@ -39,6 +41,7 @@ from slipway.sessions import AutoSessions
 from slipway.streams import BoundedEvents, FirstByte
 
 MCP_PATH = "/mcp"
+_ASCII = "".join(map(chr, range(33, 127)))
 MAX_EVENTS_PER_STREAM = 1000
 THREADS = 256
 TIDY_EVERY = 600.0  # seconds
@@ -53,7 +56,9 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         secret: verifies the tokens.
     """
     redis_url = config.redis_url.get_secret_value()
-    state = store.open_store(config.state / "data" / "identity", redis_url)
+    log = knocks.open_log(config.state / "log" / "server.jsonl", also_stdout=True)
+    state = store.open_store(config.state / "data" / "identity", redis_url, serves_on=config.redis_away == "serve")
+    state.say = functools.partial(knocks.announce, log)
     ledger = Ledger(state)
     invites = Invites(state, secret, redis_url)
     admin = Admin(secret, ledger, invites, max_ttl=config.max_ttl)
@@ -64,7 +69,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     join = Join(look, grants, invites, ledger, who, secret)
     mcp.auth = None if config.anonymous else oauth
     idle = tokens.parse_ttl(config.session_idle)
-    limits, sessions = Limits(_allowance(config), redis_url), Sessions(idle)
+    limits, sessions = Limits(_allowance(config), redis_url, away=lambda: state.away), Sessions(idle)
     metrics = _metrics(config, state, sessions)
     # in front of a target's own: what those answer by themselves must be allowed, and counts, too
     mcp.middleware[:0] = [
@@ -73,13 +78,15 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     doors = [] if config.anonymous else [Middleware(Challenge)]
 
     def make(*, stateless: bool) -> Any:
-        return mcp.http_app(
+        made = mcp.http_app(
             path=MCP_PATH,
             stateless_http=stateless,
             event_store=None if stateless else EventStore(BoundedEvents(), MAX_EVENTS_PER_STREAM, ttl=idle),
             middleware=[*doors, Middleware(PerIdentity, limits, sessions)],
             session_idle_timeout=idle,
         )
+        made.add_exception_handler(store.Trouble, _told)
+        return made
 
     apps = {
         "stateful": lambda: [make(stateless=False)],
@@ -98,6 +105,8 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
             await ledger.load()
             tidying = asyncio.create_task(_tidy(state))
             stack.callback(tidying.cancel)
+            watching = asyncio.create_task(state.watch())
+            stack.callback(watching.cancel)
             for app in apps:
                 await stack.enter_async_context(app.lifespan(app))
             await _warm_up(whole, secret)
@@ -115,13 +124,11 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
 
     pages = [] if config.anonymous else [*consent.routes(), *join.routes()]
     routes = [Route("/healthz", healthz), Route("/readyz", readyz), *admin.routes(), *pages, Mount("/", endpoint)]
-    inner = OneSpelling(FirstByte(Straight(endpoint, Starlette(routes=routes, lifespan=lifespan))))
+    told = {store.Trouble: _told}
+    rest = Starlette(routes=routes, lifespan=lifespan, exception_handlers=told)
+    inner = OneSpelling(FirstByte(Straight(endpoint, rest)))
     guarded = telemetry.Telemetry(HostGuard(inner, _Hosts(config)), metrics)
-    whole: ASGIApp = Audit(
-        Bounds(guarded, config.requests_at_once),
-        knocks.open_log(config.state / "log" / "server.jsonl", also_stdout=True),
-        metrics.answered,
-    )
+    whole: ASGIApp = Audit(Bounds(guarded, config.requests_at_once), log, metrics.answered)
     return whole
 
 
@@ -150,6 +157,18 @@ def _calls(config: settings.Settings, limits: Limits) -> Calls:
         limits, rules, timeout=seconds(config.tool_timeout), max_answer=settings.size(config.max_answer),
         show_errors=config.show_errors, payloads=config.audit_payloads,
     )  # fmt: skip
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    """Answer a request that the state's trouble ends; to people in a sentence, without the braces."""
+    assert isinstance(error, store.Trouble)  # noqa: S101 it is registered for nothing else
+    knock: knocks.Knock | None = request.scope.get("slipway.knock")
+    if knock:
+        knock.reason = error.cause
+    answer = error.answer()
+    if "text/html" in request.headers.get("accept", ""):
+        return PlainTextResponse(f"{error}\n", 503, headers={"retry-after": str(error.seconds)})
+    return answer
 
 
 async def _tidy(state: store.Store) -> None:
@@ -201,7 +220,9 @@ class OneSpelling:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on, with the one path."""
+        """Hand on, with the one path, and a query in ASCII: Starlette takes all other bytes for UTF-8."""
+        if scope["type"] == "http" and not scope["query_string"].isascii():
+            scope = {**scope, "query_string": quote(scope["query_string"], safe=_ASCII).encode()}
         if scope["type"] == "http" and scope["path"] == MCP_PATH + "/":
             scope = {**scope, "path": MCP_PATH, "raw_path": MCP_PATH.encode()}
         await self._app(scope, receive, send)

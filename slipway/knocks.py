@@ -72,6 +72,9 @@ class Knock:
 
 
 FIELDS = tuple(each.name for each in fields(Knock) if not each.name.startswith("_"))
+_KINDS: dict[str, Callable[[Any], Any]] = {name: type(getattr(Knock(), name)) for name in FIELDS}
+_YEAR_5000 = 95_000_000_000.0  # seconds
+
 current: ContextVar[Knock | None] = ContextVar("knock", default=None)
 
 
@@ -175,7 +178,7 @@ def from_edge(line: dict[str, Any]) -> Knock | None:
     request = line.get("request", {})
     if refused == "origin":
         refused = f"origin {line.get('origin', '')} is not in SLIPWAY_ALLOWED_ORIGINS"
-    return Knock(
+    knock = Knock(
         outcome="refused",
         time=float(line.get("ts", 0)),
         http=str(request.get("method", "")),
@@ -186,6 +189,7 @@ def from_edge(line: dict[str, Any]) -> Knock | None:
         ms=float(line.get("duration", 0)) * 1000,
         reason=str(refused),
     )
+    return _possible(knock)
 
 
 def parse(raw: str) -> Knock | None:
@@ -194,9 +198,16 @@ def parse(raw: str) -> Knock | None:
         line = json.loads(raw)
         if "request" in line:
             return from_edge(line)
-        return Knock(**{name: line[name] for name in FIELDS if name in line})
-    except (ValueError, TypeError, AttributeError, KeyError):
+        return _possible(Knock(**{name: kind(line[name]) for name, kind in _KINDS.items() if name in line}))
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
         return None
+
+
+def _possible(knock: Knock) -> Knock:
+    """Return a record whose numbers can be shown. Raises: ValueError for others, NaN among them."""
+    if not (0 <= knock.time < _YEAR_5000 and 0 <= knock.status < 1000 and 0 <= knock.ms < _YEAR_5000):
+        raise ValueError("no time, no status or no duration")
+    return knock
 
 
 def render(knock: Knock) -> str:

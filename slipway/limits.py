@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,8 +28,6 @@ MAX_HELD = 500  # refusals of one identity that are answered late
 HELD = 1.0  # seconds at most
 MAX_SESSIONS = 5000  # of everybody
 _WORDS = {"calls_burst": "a second", "calls_per_minute": "a minute", "calls_per_day": "a day"}
-
-log = logging.getLogger("slipway")
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,16 @@ class Over:
 class Limits:
     """The counters of everybody."""
 
-    def __init__(self, default: Allowance, redis_url: str = "") -> None:
-        """Take what a token without limits of its own may do; redis://… counts rates over replicas."""
+    def __init__(self, default: Allowance, redis_url: str = "", *, away: Callable[[], bool] = lambda: False) -> None:
+        """Take what a token without limits of its own may do.
+
+        Args:
+            default: that.
+            redis_url: redis://… counts rates over replicas.
+            away: whether Redis is known not to answer, so that nobody waits for it.
+        """
         self._default = default
+        self._away = away
         self._near = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._far = (
             SlidingWindowCounterRateLimiter(RedisStorage(f"async+{redis_url}", implementation="redispy"))
@@ -110,12 +115,11 @@ class Limits:
 
     async def _hit(self, item: RateLimitItem, key: str) -> int:
         """Count. Returns: the seconds to wait, 0 if it is within the limit."""
-        if self._far and time.monotonic() >= self._alone_until:
+        if self._far and not self._away() and time.monotonic() >= self._alone_until:
             try:
                 async with asyncio.timeout(PATIENCE):
                     return await _count(self._far, item, key)
-            except Exception as error:
-                log.warning("Redis does not count (%s): this replica counts alone for now", type(error).__name__)
+            except Exception:  # the store tells the operator
                 self._alone_until = time.monotonic() + REST
         return await _count(self._near, item, key)
 

@@ -14,14 +14,14 @@ from prometheus_client.exposition import generate_latest
 
 from slipway import __version__, knocks
 
-PATIENCE = 1.0  # seconds in which a probe must answer
+PATIENCE = 3.0  # seconds in which a probe must answer; the store's own are fewer
 MAX_TOOLS = 500  # names of tools that are told apart
 SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 OUTCOMES = frozenset({"ok", "error", "cancelled", "timeout", "limited", "forbidden"})
 # why a request was refused: what the place that refused says (knocks.Knock.code), else what the status says
 BY_STATUS = {
     400: "bad_request", 401: "no_token", 403: "forbidden", 404: "not_found", 405: "method", 406: "accept",
-    408: "slow_body", 413: "too_large", 415: "content_type", 421: "host", 429: "limit", 503: "overloaded",
+    408: "slow_body", 413: "too_large", 415: "content_type", 421: "host", 429: "limit", 503: "unavailable",
 }  # fmt: skip
 CODES = frozenset({
     *BY_STATUS.values(), "token_expired", "token_revoked", "token_invalid", "no_tool_scope", "scope", "origin",

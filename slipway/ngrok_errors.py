@@ -135,7 +135,9 @@ def explain(text: str, secret: str = "") -> TunnelError:
         text: all that was said: the exception, its body, the log's error.
         secret: the authtoken, which never appears in the result.
     """
-    codes = re.findall(r"ERR_NGROK_\d+", text)
+    # what is dropped first cannot hide a piece of the authtoken from the redaction
+    text = "".join(char for char in text if char.isprintable() or char.isspace())
+    codes = re.findall(r"ERR_NGROK_[0-9]{1,5}", text)
     for code in codes:
         if code in ROWS:
             return TunnelError(*ROWS[code], code=code)
@@ -144,5 +146,4 @@ def explain(text: str, secret: str = "") -> TunnelError:
             return TunnelError(*row, code=codes[0] if codes else "")
     cause, cure, exit_code = UNKNOWN
     said = " ".join(redact(text, secret).split())
-    shown = "".join(char for char in said if char.isprintable())[:200]
-    return TunnelError(cause.format(text=shown), cure, exit_code, codes[0] if codes else "")
+    return TunnelError(cause.format(text=said[:200]), cure, exit_code, codes[0] if codes else "")

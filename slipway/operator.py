@@ -137,7 +137,8 @@ def _tokens(server: Server, chosen: argparse.Namespace, secret: tokens.Secret) -
             return answer, answer["token"]
         case "show":
             answer = server.ask("GET", f"/tokens/{_id(chosen.id, secret)}")
-            return answer, "\n".join(f"{name + ':':<13}{_moment(name, value)}" for name, value in answer.items())
+            told = {name: _plain(_moment(name, value), 10_000) for name, value in answer.items()}
+            return answer, "\n".join(f"{name + ':':<13}{value}" for name, value in told.items())
         case "extend":
             answer = server.ask("POST", f"/tokens/{_id(chosen.id, secret)}/extend", {"ttl": chosen.ttl})
             return answer, f"{answer['jti']} of {answer['subject']} ends {_end(answer['ends_at'])}"
@@ -204,8 +205,13 @@ def _moment(name: str, value: object) -> str:
     return str(value)
 
 
+def _plain(text: str, limit: int) -> str:
+    """Return text that cannot command a terminal: a program that registered by itself chose its name."""
+    return "".join(char for char in text[:limit] if char.isprintable())
+
+
 def _table(heads: list[str], rows: Any) -> str:
-    lines = [heads, *([str(cell)[:60] or "-" for cell in row] for row in rows)]
+    lines = [heads, *([_plain(str(cell), 60) or "-" for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines

@@ -16,8 +16,10 @@ from slipway.errors import Problem
 
 # A port of an origin pattern may be "*"; the host may start with "*.". Anything else is a typo, and a typo
 # in an allow list should fail loudly, not match nothing in silence.
-_ORIGIN = re.compile(r"(null|\*|[a-z][a-z0-9+.-]*://(\*\.)?(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:(\d{1,5}|\*))?)", re.I)
-_HOST = re.compile(r"(\*\.)?[a-z0-9.-]+|\[[0-9a-f:]+\]", re.I)
+_ORIGIN = re.compile(
+    r"(null|\*|[a-z][a-z0-9+.-]*://(\*\.)?(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:([0-9]{1,5}|\*))?)", re.I | re.A
+)
+_HOST = re.compile(r"(\*\.)?[a-z0-9.-]+|\[[0-9a-f:]+\]", re.I | re.A)
 _COMPOSE_ONLY = ("NGROK_API_KEY", "SLIPWAY_UID", "SLIPWAY_GID", "SLIPWAY_INIT", "SLIPWAY_CADDYFILE_HASH")
 _OURS = ("SLIPWAY_", "NGROK_")
 TARGET_NAMES = "SLIPWAY_TARGET_NAMES"  # which variables of a container are the target's, comma-separated
@@ -30,8 +32,8 @@ def _origins(value: str) -> str:
     for origin in filter(None, (item.strip() for item in value.split(","))):
         if not _ORIGIN.fullmatch(origin):
             raise ValueError(
-                f"{origin!r} is no origin: scheme://host[:port], without a path, as in https://app.example.com, "
-                "https://*.example.com or http://localhost:*"
+                f"{origin[:200]!r} is no origin: scheme://host[:port], without a path, as in "
+                "https://app.example.com, https://*.example.com or http://localhost:*"
             )
     return ",".join(filter(None, (item.strip().lower() for item in value.split(","))))
 
@@ -39,15 +41,25 @@ def _origins(value: str) -> str:
 def _hosts(value: str) -> str:
     for host in filter(None, (item.strip() for item in value.split(","))):
         if not _HOST.fullmatch(host):
-            raise ValueError(f"{host!r} is no host name: demo.example.com or *.example.com, without scheme or port")
+            raise ValueError(
+                f"{host[:200]!r} is no host name: demo.example.com or *.example.com, without scheme or port"
+            )
     return ",".join(filter(None, (item.strip().lower() for item in value.split(","))))
+
+
+def _life(value: str) -> str:
+    parts = re.findall(r"([0-9]{1,9})([smhd])", value)
+    seconds = sum(int(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != value or not 0 < seconds <= 366 * 86400:
+        raise ValueError("this is no time to live: write it as 90m, 8h or 30d (366 days at most)")
+    return value
 
 
 def _tools(value: str) -> str:
     wrong = 'it is a JSON object of tools, each with "at_once" (a number) or "timeout" (30s, 2m), or both'
     try:
         rules = json.loads(value) if value else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(wrong) from None
     if not isinstance(rules, dict) or not all(isinstance(rule, dict) for rule in rules.values()):
         raise ValueError(wrong)
@@ -59,9 +71,9 @@ def _tools(value: str) -> str:
             or not isinstance(at_once, int)
             or at_once < 0
             or not isinstance(timeout, str)
-            or not re.fullmatch(r"0|([0-9]+[smhd])+", timeout)
+            or not re.fullmatch(r"0|([0-9]{1,9}[smhd])+", timeout)
         ):
-            raise ValueError(f"at {name!r}: {wrong}")
+            raise ValueError(f"at {name[:100]!r}: {wrong}")
     return value
 
 
@@ -126,7 +138,7 @@ class Settings(BaseModel):
     max_body: str = Field(
         "1MB",
         alias="SLIPWAY_MAX_BODY",
-        pattern=r"^\d+(B|KB|MB|KiB|MiB)$",
+        pattern=r"^[0-9]{1,12}(B|KB|MB|KiB|MiB)$",
         description="Largest request body the edge lets through; more is 413.",
     )
     calls_burst: Count = Field(
@@ -153,13 +165,13 @@ class Settings(BaseModel):
     session_idle: str = Field(
         "30m",
         alias="SLIPWAY_SESSION_IDLE",
-        pattern=r"^(\d+[smhd])+$",
+        pattern=r"^([0-9]{1,9}[smhd])+$",
         description="How long a session lives that nobody uses.",
     )
     tool_timeout: str = Field(
         "5m",
         alias="SLIPWAY_TOOL_TIMEOUT",
-        pattern=r"^(0|(\d+[smhd])+)$",
+        pattern=r"^(0|([0-9]{1,9}[smhd])+)$",
         description="After which time a tool call is cancelled; 0: never.",
     )
     tool_limits: Annotated[str, AfterValidator(_tools)] = Field(
@@ -170,7 +182,7 @@ class Settings(BaseModel):
     max_answer: str = Field(
         "4MB",
         alias="SLIPWAY_MAX_ANSWER",
-        pattern=r"^\d+(B|KB|MB|KiB|MiB)$",
+        pattern=r"^[0-9]{1,12}(B|KB|MB|KiB|MiB)$",
         description="Largest result of a tool; a larger one becomes an error.",
     )
     show_errors: bool = Field(
@@ -179,16 +191,20 @@ class Settings(BaseModel):
     audit_payloads: bool = Field(
         False, alias="SLIPWAY_AUDIT_PAYLOADS", description="true writes arguments and results into the audit log."
     )
-    max_ttl: str = Field(
+    max_ttl: Annotated[str, AfterValidator(_life)] = Field(
         "30d",
         alias="SLIPWAY_MAX_TTL",
-        pattern=r"^(\d+[smhd])+$",
         description="Longest life of a token: 8h, 30d; nobody can ask for more.",
     )
     redis_url: SecretStr = Field(
         SecretStr(""),
         alias="REDIS_URL",
         description="redis://… shares revocations and invites between replicas; empty means files.",
+    )
+    redis_away: Literal["refuse", "serve"] = Field(
+        "refuse",
+        alias="SLIPWAY_REDIS_AWAY",
+        description="Redis away: refuse with 503 until it is back, or serve on with what each server knows.",
     )
     otlp_endpoint: str = Field(
         "",
@@ -297,6 +313,8 @@ def load(environ: Mapping[str, str], env_file: Path | None = None) -> Settings:
     values = read_env_file(env_file) if env_file else {}
     known = names()
     values |= {name: environ[name] for name in known if name in environ}
+    if nul := next((name for name, value in values.items() if "\0" in value), ""):
+        raise Problem(f"{nul} holds a NUL character, which no program can be given.", f"Mend {nul} in .env", 2)
     try:
         return Settings.model_validate({name: value for name, value in values.items() if name in known and value})
     except ValidationError as error:

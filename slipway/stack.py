@@ -63,6 +63,10 @@ def prepare(root: Path = ROOT) -> settings.Settings:
     except PermissionError as error:
         cure = "Give yourself the folder: sudo chown -R $USER ."
         raise Problem(f"{error.filename} cannot be written.", cure, 2) from None
+    except OSError as error:
+        raise Problem(
+            f"{error.filename or env} cannot be written: {error.strerror}.", "Make room, then ./scripts/up"
+        ) from None
     if fresh:
         say(f"made the secret: {config.secret_file} (mode 600, not for git)")
     return config

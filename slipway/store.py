@@ -1,85 +1,338 @@
-"""State that outlives a restart, behind one key-value interface: files by default, Redis when REDIS_URL is set."""
+"""State that outlives a restart, behind one key-value interface: files by default, Redis when REDIS_URL is set.
+
+And what it means that the state is away: a shared store that does not answer is asked by nobody but `watch` until it
+is back, so that an outage costs no request more than one wait, and is told once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
+import logging
+import secrets
+import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from key_value.aio.protocols.key_value import AsyncKeyValue
-from key_value.aio.stores.filetree import FileTreeStore
+from starlette.responses import JSONResponse
 
 from slipway.errors import Problem
+from slipway.files import Damaged, Files
 
-PATIENCE = 4.0  # seconds in which a shared store must answer at start
+PATIENCE = 2.0  # seconds in which a shared store must answer
 LOCK_LIFE = 10.0  # seconds after which the lock of a replica that died is free again
 LOCK_LOOK = 0.02  # seconds between two looks at a lock that another replica holds
+LOOK = 1.0  # seconds between two looks at whether the store is there, and still the same
+SETTLE = 3 * LOOK  # seconds in which every replica has written back what a store forgot
+MARK = "slipway-mark"  # tells one life of a Redis from the next: one that restarts empty has another, or none
+
+Result = TypeVar("Result")
+
+log = logging.getLogger("slipway")
+_restoring: ContextVar[bool] = ContextVar("restoring", default=False)
+
+
+class Trouble(Exception):
+    """The state cannot be read or written now; nothing was changed. Waiting helps, or the operator must.
+
+    Attributes:
+        cause, cure: for people.
+        seconds: after which another try makes sense.
+    """
+
+    def __init__(self, cause: str, cure: str, seconds: int = 3) -> None:
+        super().__init__(f"{cause} {cure}.")
+        self.cause = cause
+        self.cure = cure
+        self.seconds = seconds
+
+    def answer(self) -> JSONResponse:
+        """Return the answer for a caller: 503 (RFC 9110 §15.6.4), the sentence, and when to try again."""
+        headers = {"retry-after": str(self.seconds), "cache-control": "no-store"}
+        return JSONResponse({"error": self.cause, "cure": self.cure}, 503, headers=headers)
+
+
+class Values(Protocol):
+    """What holds the values: Files, or a store of py-key-value-aio."""
+
+    async def get(self, key: str, *, collection: str) -> dict[str, Any] | None:
+        """Return a value, or None."""
+
+    async def put(self, key: str, value: dict[str, Any], *, collection: str, ttl: float | None = None) -> Any:
+        """Keep a value."""
+
+    async def delete(self, key: str, *, collection: str) -> bool:
+        """Delete a value."""
 
 
 class Store:
-    """Values by collection and key, and locks by name.
+    """Values by collection and key, and locks by name. Every method may raise Trouble.
 
     Attributes:
         shared: whether other processes write to it too.
+        away: whether a shared store does not answer. It is asked again every second, by `watch`.
+        serves_on: whether to go on meanwhile with what this process knows.
+        on_return: called with whether the store lost its memory, once it can be written again.
+        say: tells the operator.
     """
 
-    def __init__(self, values: AsyncKeyValue, redis: Any = None, *, shared: bool = False) -> None:
+    def __init__(
+        self, values: Values, redis: Any = None, *, shared: bool = False, where: str = "", serves_on: bool = False
+    ) -> None:
         """Take the values' store, and the Redis client whose locks hold over replicas, if there is one."""
         self._values = values
         self._redis = redis
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._where = where
+        self._failures: tuple[type[Exception], ...] = (OSError, TimeoutError, *_redis_errors(redis))
+        self._mark = ""
+        self._fresh = False  # a connection was made since we last looked whose it is
+        self._lost = False
+        self._since = 0.0
+        self._unwritable = ""
+        self._known_damage: set[str] = set()
         self.shared = shared or redis is not None
+        self.away = False
+        self.serves_on = serves_on
+        self.on_return: list[Callable[[bool], Awaitable[None]]] = []
+        self.say: Callable[[str], None] = log.warning
 
-    async def get(self, key: str, *, collection: str) -> dict[str, Any] | None:
-        """Return a value, or None."""
-        return await self._values.get(key, collection=collection)
+    # --- values
+
+    async def get(self, key: str, *, collection: str, instead: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        """Return a value, or None.
+
+        Args:
+            instead: what to take in place of a value that is there and cannot be read.
+        """
+        try:
+            return await self._reached(lambda: self._values.get(key, collection=collection))
+        except (Damaged, ValueError, TypeError, KeyError) as error:
+            self._damaged(f"{collection}/{key}", error)
+            return instead
 
     async def put(self, key: str, value: dict[str, Any], *, collection: str, ttl: float | None = None) -> None:
-        """Keep a value, for `ttl` seconds or until it is deleted."""
-        await self._values.put(key, value, collection=collection, ttl=ttl)
+        """Keep a value, for `ttl` seconds or until it is deleted. When this returns, a kill loses nothing."""
+        try:
+            await self._reached(lambda: self._values.put(key, value, collection=collection, ttl=ttl))
+        except Trouble as trouble:
+            if not self.away and not self._unwritable:
+                self._unwritable = trouble.cause
+                self.say(f"{trouble.cause} What is known goes on; what is new is refused until it can be written")
+            raise
 
     async def delete(self, key: str, *, collection: str) -> bool:
         """Delete a value. Returns: whether there was one; of two who delete, one is told so."""
-        return await self._values.delete(key, collection=collection)
+        return await self._reached(lambda: self._values.delete(key, collection=collection))
+
+    async def keys(self, collection: str) -> list[str] | None:
+        """Return all keys of a collection, or None where the store cannot tell."""
+        if isinstance(self._values, Files):
+            files = self._values
+            return await self._reached(lambda: files.keys(collection))
+        return None
 
     @contextlib.asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[None]:
         """Hold a lock, in this process and over replicas. It is not reentrant."""
-        async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(self._locks[name])
-            if self._redis:
-                far = self._redis.lock(f"slipway-lock:{name}", timeout=LOCK_LIFE, sleep=LOCK_LOOK)
-                await stack.enter_async_context(far)
-            yield
+        async with self._locks[name]:
+            if not self._redis:
+                yield
+                return
+            far = self._redis.lock(f"slipway-lock:{name}", timeout=LOCK_LIFE, sleep=LOCK_LOOK)
+            # a replica may hold it, rightly, for longer than an answer may take
+            if not await self._reached(lambda: far.acquire(blocking_timeout=LOCK_LIFE), LOCK_LIFE + PATIENCE):
+                raise self._trouble("a lock is not given back")
+            try:
+                yield
+            finally:
+                # what was to be done is done or was refused; a lock that cannot be given back ends by itself
+                with contextlib.suppress(*self._failures):
+                    async with asyncio.timeout(PATIENCE):
+                        await far.release()
 
     async def tidy(self) -> None:
         """Delete what is over; files do not go by themselves."""
-        if isinstance(self._values, FileTreeStore):
-            await self._values.cull()
+        if isinstance(self._values, Files):
+            with contextlib.suppress(OSError):
+                await self._values.cull()
+
+    # --- away
+
+    def guard(self) -> None:
+        """Let pass, unless the store is away and no answer should be given without it.
+
+        Raises:
+            Trouble: with the sentence and the seconds for a 503.
+        """
+        if self.away and not self.serves_on:
+            raise self._trouble()
+
+    async def watch(self) -> None:
+        """Look, as long as this runs, whether the store is there and remembers; when it is back, call `on_return`."""
+        while True:
+            await asyncio.sleep(LOOK)
+            with contextlib.suppress(Trouble):
+                if self._redis:
+                    await self._look()
+                if self._unwritable:
+                    await self._try_to_write()
+
+    async def _reached(self, ask: Callable[[], Awaitable[Result]], patience: float = PATIENCE) -> Result:
+        """Await an answer of the store. Raises: Trouble, within bounded time."""
+        if self.away and not _restoring.get():
+            raise self._trouble()
+        try:
+            async with asyncio.timeout(patience if self._redis else None):
+                answer = await ask()
+                if self._fresh and not _restoring.get():
+                    await self._recognise()
+        except self._failures as error:
+            self._fell(error)
+            raise self._trouble(_words(error), answered=bool(self._redis) and _is_an_answer(error)) from None
+        if self._lost and not _restoring.get():
+            raise self._trouble("it came back without its memory")
+        return answer
+
+    def _fell(self, error: Exception) -> None:
+        """Note that a shared store does not answer; an answer that is an error is none of that."""
+        if not self._redis or self.away or _is_an_answer(error):
+            return
+        self.away, self._since = True, time.monotonic()
+        goes_on = (
+            "serving on with what this server knows: revocations made elsewhere are not seen meanwhile"
+            if self.serves_on
+            else "requests get 503 until it does (SLIPWAY_REDIS_AWAY=refuse)"
+        )
+        self.say(f"Redis at {self._where} does not answer ({_words(error)}): {goes_on}")
+
+    async def connected(self, connection: Any) -> None:
+        """Set a new connection up, and remember to look whose it is."""
+        await connection.on_connect()
+        self._fresh = True
+
+    async def _recognise(self) -> None:
+        """Find out whether the Redis that we are connected to is the one that we knew."""
+        self._fresh = False
+        await self._redis.set(MARK, secrets.token_hex(8), nx=True)
+        mark = str(await self._redis.get(MARK))
+        if self._mark and mark != self._mark and not self._lost:
+            self._lost, self.away, self._since = True, True, self._since or time.monotonic()
+        self._mark = mark
+
+    async def _look(self) -> None:
+        passed = _restoring.set(True)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._recognise()
+        except self._failures as error:
+            self._fell(error)
+            return
+        finally:
+            _restoring.reset(passed)
+        if self.away:
+            await self._returned()
+
+    async def _returned(self) -> None:
+        """Write back what the store missed, and open again."""
+        lost = self._lost
+        passed = _restoring.set(True)
+        try:
+            for call in self.on_return:
+                await call(lost)
+        finally:
+            _restoring.reset(passed)
+        if lost:
+            # another replica may know of revocations that we do not
+            await asyncio.sleep(SETTLE)
+        away = time.monotonic() - self._since
+        self.away, self._lost, self._unwritable = False, False, ""
+        self.say(f"Redis at {self._where} answers again after {away:.0f} s")
+        if lost:
+            self.say(
+                "Redis came back WITHOUT its memory. What the servers knew of revocations is written back; sign-ins, "
+                "invites and names are lost. Run Redis with --appendonly yes"
+            )
+
+    async def _try_to_write(self) -> None:
+        await self._reached(lambda: self._values.put("probe", {}, collection="check", ttl=60))
+        for call in self.on_return:
+            await call(False)
+        self._unwritable = ""
+        self.say("the state can be written again")
+
+    def _trouble(self, why: str = "", *, answered: bool = False) -> Trouble:
+        if self._redis:
+            what = "answers with an error" if answered else "does not answer"
+            cause = f"The shared state (Redis) {what}{f': {why}' if why else ''}."
+            return Trouble(cause, "Wait, then try again. The operator can look after Redis at REDIS_URL")
+        return Trouble(
+            f"The state on the disk cannot be used: {why}.", "The operator can make room where SLIPWAY_STATE is", 30
+        )
+
+    def _damaged(self, what: str, error: Exception) -> None:
+        if what not in self._known_damage:
+            self._known_damage.add(what)
+            self.say(f"{what} of the state is damaged and cannot be read ({type(error).__name__})")
 
 
-def open_store(folder: Path, redis_url: str = "") -> Store:
+def _words(error: Exception) -> str:
+    if str(error).isprintable() and type(error).__name__ in ("ResponseError", "OutOfMemoryError", "ReadOnlyError"):
+        return str(error).split(".")[0][:80]
+    return (getattr(error, "strerror", None) or type(error).__name__).lower()
+
+
+def _redis_errors(redis: Any) -> tuple[type[Exception], ...]:
+    if redis is None:
+        return ()
+    from redis.exceptions import RedisError
+
+    return (RedisError,)
+
+
+def _is_an_answer(error: Exception) -> bool:
+    """Tell whether Redis answered with an error: it is full or read-only, or the lock was another's."""
+    from redis.exceptions import LockError, ResponseError
+
+    return isinstance(error, ResponseError | LockError)
+
+
+def open_store(folder: Path, redis_url: str = "", *, serves_on: bool = False) -> Store:
     """Return the store.
 
     Args:
         folder: for the files, mode 700; made where it is missing.
         redis_url: redis://… shares the state between replicas; "" means files, for one process.
+        serves_on: what to do while Redis is away: go on with what this process knows, or refuse.
     """
     if redis_url:
         from key_value.aio.stores.redis import RedisStore
         from redis.asyncio import Redis
+        from redis.asyncio.retry import Retry
+        from redis.backoff import ExponentialBackoff
+        from redis.exceptions import ConnectionError as Broken
 
-        client = Redis.from_url(redis_url, decode_responses=True)
-        return Store(RedisStore(client=client), client)
+        where = urlsplit(redis_url)
+        connecting: list[Store] = []
+
+        async def connected(connection: Any) -> None:
+            await connecting[0].connected(connection)
+
+        client = Redis.from_url(
+            redis_url, decode_responses=True, socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE,
+            redis_connect_func=connected,
+            # a connection that broke while nobody used it says nothing of Redis; one that is silent does
+            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 3, supported_errors=(Broken,)),
+        )  # fmt: skip
+        named = f"{where.hostname}:{where.port or 6379}"
+        connecting.append(Store(RedisStore(client=client), client, where=named, serves_on=serves_on))
+        return connecting[0]
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # the library notes absolute paths beside its data; a container sees the same files under another one
-    where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-    return Store(FileTreeStore(data_directory=folder / "values", metadata_directory=folder / f"places-{where}"))
+    return Store(Files(folder / "values"))
 
 
 async def check(redis_url: str) -> None:
@@ -91,11 +344,12 @@ async def check(redis_url: str) -> None:
     if not redis_url:
         return
     try:
-        async with asyncio.timeout(PATIENCE):
-            await open_store(Path(), redis_url).get("nothing", collection="check")
-    except Exception as error:
+        found = open_store(Path(), redis_url)
+        found.say = log.debug
+        await found.get("nothing", collection="check")
+    except Trouble as trouble:
         where = urlsplit(redis_url)
         raise Problem(
-            f"Redis at {where.hostname}:{where.port or 6379} does not answer: {type(error).__name__}.",
+            f"Redis at {where.hostname}:{where.port or 6379} does not answer: {trouble.cause}",
             "Start it, or mend REDIS_URL in .env (empty means files, for one server)",
         ) from None

@@ -47,7 +47,9 @@ async def supervise(record: Path, fingerprint: str, children: dict[str, Any], fo
             begun = time.monotonic()
             process = await asyncio.create_subprocess_exec(*command, cwd=folder, env=environment)
             started_as[name] = processes.identity(process.pid)
-            processes.write(record, mine | {"children": list(started_as.values())})
+            # a full disk must not end us: nobody would start again what dies
+            with contextlib.suppress(OSError):
+                processes.write(record, mine | {"children": list(started_as.values())})
             ended, halted = asyncio.create_task(process.wait()), asyncio.create_task(stopping.wait())
             await asyncio.wait({ended, halted}, return_when=asyncio.FIRST_COMPLETED)
             halted.cancel()
@@ -66,7 +68,8 @@ async def supervise(record: Path, fingerprint: str, children: dict[str, Any], fo
                 return
             first = False
             delay = 0.2 if time.monotonic() - begun > SETTLED else min(delay * 2, 10)
-            sys.stderr.write(f"{name} ended with {process.returncode}; starting it again in {delay:.1f} s\n")
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"{name} ended with {process.returncode}; starting it again in {delay:.1f} s\n")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), delay)
 

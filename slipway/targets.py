@@ -85,7 +85,7 @@ class Target:
             named.append(self.path.parent / "fastmcp.json")
         return (
             own
-            + [path for path in named if path.is_file()]
+            + [path for path in named if _is_file(path)]
             + [p for part in self.parts.values() for p in part.files()]
         )
 
@@ -109,19 +109,36 @@ def parse(text: str, folder: Path, environment: Mapping[str, str], headers: str 
     Raises:
         Problem: no such file or command, an empty or broken mcp.json, headers that are no JSON object.
     """
-    text = text.strip()
+    text = text.strip().replace("\t", " ")
+    if not text.isprintable():
+        raise Problem("The target has characters that neither a file nor a command has.", "Type it anew", 2)
     if re.match(r"https?://", text):
         return _url(text, text, _headers(headers, environment), sse=False)
     file, name = _file_and_object(text)
-    path = Path(file).expanduser()
-    path = (path if path.is_absolute() else folder / path).resolve()
+    path = _path(file, folder)
     if path.suffix == ".json":
         return _config(text, path, environment)
-    if path.suffix == ".py" and (path.is_file() or " " not in file):
-        if not path.is_file():
+    if path.suffix == ".py" and (_is_file(path) or " " not in file):
+        if not _is_file(path):
             raise _no_file(file, path)
         return _python(text, path, name)
     return _command(text, folder)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a word of a command may be longer than a file's name
+        return False
+
+
+def _path(written: str, folder: Path) -> Path:
+    try:
+        if not written.isprintable():
+            raise ValueError
+        return (folder / Path(written).expanduser()).resolve()
+    except (OSError, RuntimeError, ValueError):  # no such user, links in a circle, characters that no name has
+        raise Problem(f"{written[:100]!r} is no path.", "Mend it", NO_FILE) from None
 
 
 def _file_and_object(text: str) -> tuple[str, str]:
@@ -140,7 +157,7 @@ def _python(text: str, path: Path, name: str) -> Target:
             if environment.get("requirements"):
                 lines = (path.parent / environment["requirements"]).read_text(encoding="utf-8").splitlines()
                 wanted += [line.split(" #")[0].strip() for line in lines if re.match(r"[A-Za-z0-9]", line)]
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
             raise Problem(f"{beside} cannot be read: {error}.", "Mend it: it is a JSON file", NO_CONFIG) from None
         for unsupported in ("project", "editable", "python"):
             if environment.get(unsupported):
@@ -177,29 +194,30 @@ def _command(text: str, folder: Path) -> Target:
     return Target("command", text, command=tuple(words), folder=folder)
 
 
-def _find(program: str, folder: Path) -> None:
+def _find(program: str, folder: Path, written: str = "") -> None:
     if "/" in program:
-        found: object = (folder / program).is_file()
+        found: object = _is_file(folder / program)
     else:
         found = shutil.which(program)
     if not found:
         known = {"npx": "Install Node.js (nodejs.org)", "uvx": "Install uv (docs.astral.sh/uv)"}
         known |= {"node": known["npx"], "npm": known["npx"], "uv": known["uvx"]}
         raise Problem(
-            f"There is neither a file nor a program {program!r}.",
+            f"There is neither a file nor a program {(written or program)[:200]!r}.",
             known.get(program, "Install it, or mend the name: a target is file.py, a command, a URL or an mcp.json"),
             NO_COMMAND,
         )
 
 
-def _url(text: str, url: str, headers: dict[str, str], *, sse: bool) -> Target:
+def _url(text: str, url: str, headers: dict[str, str], *, sse: bool, written: str = "") -> Target:
     try:
         parts = urlsplit(url)
         valid = bool(parts.hostname) and parts.port != 0
     except ValueError:
         valid = False
     if not valid:
-        raise Problem(f"{url!r} is no URL of a server.", "Write it as https://host/mcp", 2)
+        # as it was written: what a ${NAME} brought may be a secret
+        raise Problem(f"{(written or url)[:200]!r} is no URL of a server.", "Write it as https://host/mcp", 2)
     if parts.username or parts.password:
         raise Problem(
             "The target's URL holds a password, which would end up in logs.",
@@ -213,29 +231,40 @@ def _headers(text: str, environment: Mapping[str, str]) -> dict[str, str]:
         return {}
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         # the text may be a secret: it is not repeated
         cure = 'Write it as SLIPWAY_TARGET_HEADERS=\'{"Authorization": "Bearer …"}\''
         raise Problem("SLIPWAY_TARGET_HEADERS is no JSON object of strings.", cure, 2)
-    return {name: _expand(value, environment, "SLIPWAY_TARGET_HEADERS") for name, value in found.items()}
+    where = "SLIPWAY_TARGET_HEADERS"
+    return _sound({name: _expand(value, environment, where) for name, value in found.items()}, where)
+
+
+def _sound(headers: dict[str, str], where: str) -> dict[str, str]:
+    for name, value in headers.items():
+        # RFC 9110 §5.1, §5.5; the HTTP client would refuse them at the first call, in words for programmers
+        if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
+            raise Problem(f"{where}: {name[:60]!r} is no name of a header.", "Mend it", 2)
+        if not re.fullmatch(r"[\t\x20-\x7e]*", value):
+            raise Problem(f"{where}: the value of {name} has characters that no header has.", "Mend it", 2)
+    return headers
 
 
 def _config(text: str, path: Path, environment: Mapping[str, str]) -> Target:
-    if not path.is_file():
+    if not _is_file(path):
         raise _no_file(text, path)
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Problem(f"{path.name} cannot be read: {error}.", "Mend it: it is a JSON file", NO_CONFIG) from None
     if not isinstance(content, dict):
         content = {}
     source = content.get("source")
     if isinstance(source, dict) and source.get("path"):
         file, name = _file_and_object(str(source["path"]))
-        python = (path.parent / file).resolve()
-        if not python.is_file():
+        python = _path(file, path.parent)
+        if not _is_file(python):
             raise _no_file(file, python)
         return _python(text, python, str(source.get("entrypoint") or name))
     servers = content.get("mcpServers") or content.get("servers") or {}
@@ -263,12 +292,13 @@ def _entry(name: str, entry: Any, path: Path, environment: Mapping[str, str]) ->
         if not isinstance(arguments, list):
             raise Problem(f"{where}: args is no list.", 'Write it as "args": ["…"]', NO_CONFIG)
         words = [_expand(str(word), environment, where) for word in [entry["command"], *arguments]]
-        folder = (path.parent / str(entry.get("cwd") or ".")).resolve()
-        _find(words[0], folder)
+        folder = _path(str(entry.get("cwd") or "."), path.parent)
+        _find(words[0], folder, str(entry["command"]))
         return Target("command", name, command=tuple(words), environment=texts(entry.get("env")), folder=folder)
     kind = entry.get("type") or entry.get("transport") or ""
-    url = _expand(str(entry.get("url") or entry["serverUrl"]), environment, where)
-    return _url(name, url, texts(entry.get("headers")), sse=kind == "sse")
+    written = str(entry.get("url") or entry["serverUrl"])
+    url = _expand(written, environment, where)
+    return _url(name, url, _sound(texts(entry.get("headers")), where), sse=kind == "sse", written=written)
 
 
 def _expand(value: str, environment: Mapping[str, str], where: str) -> str:
@@ -280,7 +310,10 @@ def _expand(value: str, environment: Mapping[str, str], where: str) -> str:
             raise Problem(f"{where} asks for ${{{match[1]}}}, which is not set.", f"Put {match[1]}=… into .env", 2)
         return found
 
-    return _VARIABLE.sub(put, value)
+    expanded = _VARIABLE.sub(put, value)
+    if "\0" in expanded:
+        raise Problem(f"{where} holds a NUL character, which no program can be given.", "Mend it", 2)
+    return expanded
 
 
 def clean_environment(environ: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:

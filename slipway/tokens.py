@@ -112,8 +112,16 @@ def ensure_secret(path: Path) -> Secret:
         if os.name == "posix" and path.stat().st_mode & 0o077:
             path.chmod(0o600)
     else:
-        with os.fdopen(handle, "w") as stream:
-            stream.write(secrets.token_hex(32) + "\n")
+        try:
+            with os.fdopen(handle, "w") as stream:
+                stream.write(secrets.token_hex(32) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())  # tokens are given out by it
+        except OSError as error:
+            path.unlink(missing_ok=True)  # an empty one would be refused ever after
+            raise Problem(
+                f"The secret {path} cannot be written: {error.strerror}.", "Make room, then ./scripts/up"
+            ) from None
     return read_secret(path)
 
 
@@ -131,10 +139,13 @@ def parse_ttl(text: str) -> int:
     Raises:
         Problem: not a duration, zero, or more than a year.
     """
-    parts = re.findall(r"([0-9]+)([smhd])", text.strip().lower())
+    # a number of thousands of digits is more than int() reads
+    parts = re.findall(r"([0-9]{1,9})([smhd])", text.strip().lower())
     seconds = sum(int(number) * _UNITS[unit] for number, unit in parts)
     if "".join(number + unit for number, unit in parts) != text.strip().lower() or not 0 < seconds <= MAX_TTL:
-        raise Problem(f"{text!r} is no time to live.", "Write it as 90s, 15m, 1h30m, 2h or 7d (366 days at most)", 2)
+        raise Problem(
+            f"{text[:60]!r} is no time to live.", "Write it as 90s, 15m, 1h30m, 2h or 7d (366 days at most)", 2
+        )
     return seconds
 
 
@@ -161,7 +172,7 @@ def tool_scope(tools: str) -> str:
     listed = [name.strip() for name in tools.split(",") if name.strip()]
     for name in listed:
         if not re.fullmatch(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}", name):
-            raise Problem(f"{name!r} is no tool name.", "Write --tools add,countdown or --tools '*'", 2)
+            raise Problem(f"{name[:140]!r} is no tool name.", "Write --tools add,countdown or --tools '*'", 2)
     if not listed:
         raise Problem("No tool was named.", "Write --tools add,countdown or --tools '*'", 2)
     return " ".join(f"tool:{name}" for name in dict.fromkeys(listed))

@@ -24,7 +24,7 @@ from slipway import edge, settings, stack, tokens
 from tests import ngrok_agent
 
 ROOT = Path(__file__).resolve().parent.parent
-AUTHTOKEN = "2abcDEFghijklmnopqrstuvwxyz_0123456789"
+AUTHTOKEN = "2abcDEFghijklmnopqrstuvwxyz_0123456789"  # pragma: allowlist secret
 
 
 def free_ports(count: int) -> list[int]:

@@ -93,7 +93,23 @@ def test_a_hostile_client_cannot_command_the_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", ["", "{", "[]", "null", '{"request": 5}', '{"request": {}, "ts": "x", "refused": "y"}', '"text"', "\x00"]
+    "raw",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"request": 5}',
+        '{"request": {}, "ts": "x", "refused": "y"}',
+        '"text"',
+        "\x00",
+        "[" * 100_000,
+        '{"time": 1e300, "status": 200}',
+        '{"time": NaN}',
+        '{"time": "z", "status": "x", "ms": "y"}',
+        '{"request": {"method": "GET"}, "refused": "x", "status": Infinity}',
+        '{"ms": 1e308, "status": 200}',
+    ],
 )
 def test_a_line_that_is_no_record_is_passed_over(raw: str) -> None:
     knock = knocks.parse(raw)

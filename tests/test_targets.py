@@ -91,8 +91,21 @@ def test_inline_metadata_names_what_a_file_needs(folder: Path) -> None:
         ("uvx_ some-server", "", 53, "Install it"),
         ("sh -c 'open", "", 53, "quotes"),
         ("https:///mcp", "", 2, "no URL"),
-        ("https://ana:pw@x.example/mcp", "", 2, "SLIPWAY_TARGET_HEADERS"),
+        ("https://ana:pw@x.example/mcp", "", 2, "SLIPWAY_TARGET_HEADERS"),  # pragma: allowlist secret
+        ("~nobody-of-this-name/server.py", "", 50, "no path"),
+        ("server\0.py", "", 2, "characters"),
+        ("sh -c \x1b[2J", "", 2, "characters"),
         ("c.json", "", 50, "There is no file"),
+        ("mcp.json", "[" * 100_000, 56, "cannot be read"),
+        ("mcp.json", '{"source": {"path": "a\\u0000.py"}}', 50, "no path"),
+        ("mcp.json", '{"mcpServers": {"a": {"command": "sh", "cwd": "\\u0000"}}}', 50, "no path"),
+        ("mcp.json", '{"mcpServers": {"a": {"command": "sh", "env": {"A": "\\u0000"}}}}', 2, "NUL"),
+        (
+            "mcp.json",
+            '{"mcpServers": {"a": {"url": "https://x.example", "headers": {"A": "1\\r\\nB: 2"}}}}',
+            2,
+            "value of A",
+        ),
         ("mcp.json", "{}", 56, "holds no server"),
         ("mcp.json", "[]", 56, "holds no server"),
         ("mcp.json", '{"mcpServers": {}}', 56, "holds no server"),
@@ -137,9 +150,31 @@ def test_a_key_in_a_url_is_in_no_name_of_it(folder: Path, text: str, label: str,
 
 
 def test_broken_headers_are_not_repeated(folder: Path) -> None:
+    for text in (
+        "Bearer s3cret",
+        "[" * 100_000 + "s3cret",
+        '{"X": "s3cret\\r\\nHost: other"}',
+        '{"X": "s3cret \\ud800"}',
+    ):
+        with pytest.raises(Problem) as caught:
+            targets.parse("https://x.example/mcp", folder, {}, text)
+        assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("entry", ['"command": "${KEY}"', '"url": "${KEY}"', '"url": "http://${KEY}:0"'])
+def test_what_a_variable_brought_is_not_repeated(folder: Path, entry: str) -> None:
+    (folder / "mcp.json").write_text('{"mcpServers": {"a": {' + entry + "}}}")
     with pytest.raises(Problem) as caught:
-        targets.parse("https://x.example/mcp", folder, {}, "Bearer s3cret")
+        targets.parse("mcp.json", folder, {"KEY": "s3cret-in-the-env"})
     assert "s3cret" not in str(caught.value)
+    assert "${KEY}" in caught.value.cause
+
+
+def test_a_word_longer_than_the_name_of_a_file_may_be_is_a_word_of_a_command(folder: Path) -> None:
+    long = "sh -c " + "x" * 300 + ".py"
+    target = targets.parse(long, folder, {})
+    assert target.kind == "command"
+    assert target.files() == []
 
 
 def test_a_targets_process_gets_nothing_of_ours_and_little_of_the_shells() -> None:
@@ -148,8 +183,8 @@ def test_a_targets_process_gets_nothing_of_ours_and_little_of_the_shells() -> No
         "AWS_SECRET_ACCESS_KEY": "x", "GITHUB_TOKEN": "x", "UV_PUBLISH_TOKEN": "x", "PYTHONPATH": "x",
     }  # fmt: skip
     kept = {"PATH": "/bin", "HOME": "/h", "LC_ALL": "C", "https_proxy": "p", "npm_config_registry": "r"}
-    own = {"OPENSANCTIONS_API_KEY": "mine", "FASTMCP_LOG_LEVEL": "DEBUG"}
-    assert targets.clean_environment(ours | kept, own) == kept | {"OPENSANCTIONS_API_KEY": "mine"}
+    own = {"OPENSANCTIONS_API_KEY": "mine"}  # pragma: allowlist secret
+    assert targets.clean_environment(ours | kept, own | {"FASTMCP_LOG_LEVEL": "DEBUG"}) == kept | own
 
 
 def test_a_problem_of_another_process_is_heard_without_its_log() -> None:

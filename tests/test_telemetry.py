@@ -86,7 +86,7 @@ def test_a_call_that_never_ran_has_no_duration() -> None:
         (knocks.Knock(code="a caller's words"), 400, "other"),
         (knocks.Knock(), 499, None),
         (knocks.Knock(), 500, None),
-        (knocks.Knock(), 503, "overloaded"),
+        (knocks.Knock(), 503, "unavailable"),
     ],
 )
 def test_a_refusal_has_one_of_our_reasons(knock: knocks.Knock, status: int, reason: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -202,6 +203,37 @@ def test_a_dead_agent_is_brought_back_on_the_same_url(
     assert not agents(account)
 
 
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+async def test_a_client_whose_agent_is_killed_in_a_stream_is_told_and_goes_on(
+    shared_stack: Stack, options: Callable[..., TunnelOptions], account: dict[str, str], mode: str
+) -> None:
+    said: Events = []
+    begun = asyncio.Event()
+
+    async def on_progress(progress: float, total: float | None, text: str | None) -> None:
+        if progress >= 2:
+            begun.set()
+
+    upstream = shared_stack.edge_url.removesuffix("/mcp")
+    with open_tunnel(options(upstream), lambda kind, text: said.append((kind, text))) as tunnel:
+        trust = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
+        url, token = tunnel.public_url + "/mcp", shared_stack.token()
+        async with Client(url, auth=token, verify=trust, mode=mode, timeout=600) as client:
+            running = asyncio.ensure_future(
+                client.call_tool("countdown", {"n": 100, "seconds": 0.05}, progress_handler=on_progress)
+            )
+            await asyncio.wait_for(begun.wait(), 20)
+            agents(account)[0].kill()
+            # a session comes back with Last-Event-ID, if the agent is quicker than the client gives up
+            with contextlib.suppress(Exception):
+                assert (await asyncio.wait_for(asyncio.shield(running), 60)).data == "liftoff"
+            assert running.done(), "the client waits for an agent that is gone"
+            await asyncio.to_thread(
+                wait_until, lambda: "back" in [kind for kind, _ in said], 20, f"the agent: {said}"
+            )
+            assert (await client.call_tool("add", {"a": 2, "b": 3})).data == 5
+
+
 def test_a_dropped_session_is_said_and_so_is_its_return(
     options: Callable[..., TunnelOptions], account: dict[str, str]
 ) -> None:
@@ -246,6 +278,12 @@ def test_an_authtoken_is_redacted_wherever_it_is_echoed() -> None:
     text = f"odd failure {TOKEN} and Your authtoken: half{TOKEN[:9]}"
     assert TOKEN not in str(ngrok_errors.explain(text, TOKEN))
     assert TOKEN[:9] not in str(ngrok_errors.explain(text, TOKEN))
+
+
+def test_a_character_that_is_dropped_hides_no_authtoken_and_an_endless_code_is_cut() -> None:
+    said = ngrok_errors.explain(f"odd {TOKEN[:9]}\0{TOKEN[9:]} ERR_NGROK_{'9' * 3000}", TOKEN)
+    assert TOKEN not in str(said)
+    assert len(str(said)) < 700
 
 
 # --- the whole, as a user runs it

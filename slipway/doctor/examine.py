@@ -81,7 +81,8 @@ def url_of(text: str) -> str:
     except ValueError:
         usable = False
     if not usable or not text.isprintable() or " " in text:
-        guess = f"https://{text}" if text and "://" not in text and not text.startswith("-") else "https://…/mcp"
+        near = text.isprintable() and 0 < len(text) < 300 and "://" not in text and not text.startswith("-")
+        guess = f"https://{text}" if near else "https://…/mcp"
         raise Problem(f"{text[:100]!r} is no http or https URL.", f"Write it whole: ./scripts/doctor {guess}", 2)
     if parts.username or parts.password:
         raise Problem("The URL holds a password.", "Leave it out; --token carries what is needed", 2)

@@ -62,7 +62,9 @@ async def reach(hop: Hop) -> Finding:
         return failure(answer.error, "No HTTP answer came back.", cure)
     code = answer.header("ngrok-error-code")
     if code:
-        cause, cure, _ = ngrok_errors.ROWS.get(code, ("ngrok refused it.", f"Read ngrok.com/docs/errors/{code}", 1))
+        cause, cure, _ = ngrok_errors.ROWS.get(
+            code, ("ngrok refused it.", f"Read ngrok.com/docs/errors/{shown(code, 20)}", 1)
+        )
         return failure(f"{answer.status} {shown(code, 20)}", str(cause), str(cure))
     if answer.status >= 500:
         return failure(

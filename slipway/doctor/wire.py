@@ -198,12 +198,16 @@ class _Lines:
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
-        self._rest = b""
+        self._rest: list[bytes] = []  # of a line that has no end yet; joined once, since a hostile one has thousands
         self._data: list[str] = []
         self._id = ""
 
     def feed(self, chunk: bytes, now: float) -> None:
-        *lines, self._rest = (self._rest + chunk).replace(b"\r\n", b"\n").split(b"\n")
+        self._rest.append(chunk)
+        if b"\n" not in chunk:
+            return
+        *lines, rest = b"".join(self._rest).replace(b"\r\n", b"\n").split(b"\n")
+        self._rest = [rest]
         for line in lines:
             name, _, value = line.decode("utf-8", "replace").partition(":")
             value = value.removeprefix(" ")

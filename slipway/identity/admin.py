@@ -17,6 +17,7 @@ from slipway.errors import Problem
 from slipway.guards import LOOPBACK, host_name
 from slipway.identity.invites import Invites
 from slipway.identity.ledger import EVERYBODY, Ledger, Record
+from slipway.store import Trouble
 
 MAX_BODY = 100_000  # bytes
 
@@ -67,6 +68,9 @@ class Admin:
                 return await handler(request)
             except Problem as problem:
                 return _answer(400, problem.cause, problem.cure)
+            except Trouble as trouble:
+                _note(request, trouble.cause, "unavailable")
+                return trouble.answer()
 
         return guarded
 
@@ -99,7 +103,7 @@ class Admin:
 
     async def _revoke(self, request: Request) -> Response:
         jti = request.path_params["jti"]
-        if not (0 < len(jti) <= 128 and jti.isalnum()):
+        if not (0 < len(jti) <= 128 and jti.isascii() and jti.isalnum()):
             raise Problem(f"{jti[:40]!r} is no token id.", "./scripts/tokens list shows them", 2)
         known = await self._ledger.revoke(jti)
         record = await self._ledger.get(jti)
@@ -157,8 +161,9 @@ async def _json(request: Request) -> dict[str, Any]:
 
 def _text(asked: dict[str, Any], name: str, default: str) -> str:
     value = asked.get(name, default)
-    if not isinstance(value, str):
-        raise Problem(f"{name} must be text.", f'Send "{name}": "…"', 2)
+    # what cannot be printed could be kept, and then no list be shown: a lone surrogate has no UTF-8
+    if not isinstance(value, str) or not value.isprintable():
+        raise Problem(f"{name} must be text in one line.", f'Send "{name}": "…"', 2)
     return value
 
 

@@ -179,10 +179,13 @@ class _Authenticator:
 
 
 def _here(handler: Handler) -> Handler:
-    """Let the provider know, in the handler's own context, which request it is about."""
+    """Let the provider know, in the handler's own context, which request it is about; refuse forms in parts."""
 
     async def handle(request: Request) -> Response:
         current.set(request)
+        # RFC 6749 appendix B knows one encoding; in parts, the sender chooses the charset, and some give no text
+        if request.headers.get("content-type", "").lower().startswith("multipart/"):
+            return _error("invalid_request", "Send the form as application/x-www-form-urlencoded")
         return await handler(request)
 
     return handle

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from slipway import tokens
-from slipway.store import Store
+from slipway.store import Store, Trouble
 
 TOKENS, CUTOFFS, INDEX = "tokens", "cutoffs", "index"
 PASTED = "pasted"
@@ -48,7 +49,8 @@ class Ledger:
     """The records, in memory and in the store.
 
     One process with files knows all and asks nobody. With a shared store (Redis) every question goes there, so that
-    a revocation on one replica holds on the next request at any other.
+    a revocation on one replica holds on the next request at any other. What this process knows to be revoked stays so
+    whatever the store says: it may be away, full, or have lost its memory.
     """
 
     def __init__(self, store: Store) -> None:
@@ -57,21 +59,51 @@ class Ledger:
         self._records: dict[str, Record] = {}
         self._index: dict[str, list[float]] = {}  # jti → when it ends, when it was revoked
         self._cutoffs: dict[str, float] = {}
+        self._unsaved: set[str] = set()  # of tokens, what the store could not take
+        self._unsaved_cutoffs = False
+        store.on_return.append(self._write_back)
 
     async def load(self) -> None:
-        """Read what an earlier process left."""
-        self._index = await self._get_index()
-        self._records = {
-            jti: Record(**found) for jti in self._index if (found := await self._store.get(jti, collection=TOKENS))
-        }
-        listed = await self._store.get(INDEX, collection=CUTOFFS) or {}
-        self._cutoffs = {name: float(when) for name, when in listed.items()}
+        """Read what an earlier process left. What is damaged counts as revoked: nobody can tell that it was not."""
+        for record in await self._all_kept():
+            self._remember(record)
+        listed = await self._store.get(INDEX, collection=CUTOFFS, instead=_DAMAGED)
+        try:
+            self._merge(listed or {})
+        except (TypeError, ValueError):
+            # whose tokens were revoked is not known any more, so all that were given out until now are
+            self._merge({EVERYBODY: time.time()})
+            self._unsaved_cutoffs = True
+        if not self._shared:
+            self._index = {jti: [one.ends_at(), one.revoked_at] for jti, one in self._records.items()}
+        if self._unsaved or self._unsaved_cutoffs:
+            # on a full disk it holds in memory, and is written when there is room
+            with contextlib.suppress(Trouble):
+                await self._write_back(False)
+
+    async def _all_kept(self) -> list[Record]:
+        """Return the records of the store."""
+        found: list[Record] = []
+        index = await self._get_index()
+        # the index is written last: after a kill, or on a full disk, it may lack some
+        for jti in dict.fromkeys([*index, *(await self._store.keys(TOKENS) or [])]):
+            if jti == INDEX:
+                continue
+            kept = await self._store.get(jti, collection=TOKENS, instead=_DAMAGED)
+            record = _parsed(jti, kept) if kept is not None else None
+            # with files nothing takes a record away and leaves it in the index
+            if (kept is not None and record is None) or (
+                kept is None and not self._shared and index.get(jti, [0.0, 0.0])[1]
+            ):
+                record = self._stopped(jti, "its record is damaged")
+                self._unsaved.add(jti)
+            if record:
+                found.append(record)
+        return found
 
     async def add(self, claims: dict[str, Any], *, via: str, purpose: str = "") -> Record:
         """Note a token that was given out. Returns: its record, the one that there is already if there is one."""
-        record = Record(
-            claims["jti"], claims["sub"], claims["scope"], int(claims["iat"]), int(claims["exp"]), via, purpose[:200]
-        )
+        record = _record(claims, via=via, purpose=purpose)
         record.added_at = 0.0 if via == PASTED else time.time()
         async with self._store.lock(TOKENS):
             if known := await self.get(record.jti):
@@ -80,7 +112,20 @@ class Ledger:
         return record
 
     async def seen(self, claims: dict[str, Any]) -> None:
-        """Note a token's first use; one that was made without us comes into the ledger by it."""
+        """Note a token's first use; one that was made without us comes into the ledger by it.
+
+        A call that is good does not end because that cannot be written: it is noted in memory, and written later.
+        """
+        try:
+            await self._seen(claims)
+        except Trouble:
+            jti = claims["jti"]
+            record = self._records.get(jti) or _record(claims, via=PASTED)
+            record.first_used_at = record.first_used_at or time.time()
+            self._remember(record)
+            self._unsaved.add(jti)
+
+    async def _seen(self, claims: dict[str, Any]) -> None:
         record = await self.get(claims["jti"])
         if (record and record.first_used_at) or claims.get("client_id") == "self":
             return
@@ -112,42 +157,110 @@ class Ledger:
         return record.extended_to if record else 0
 
     async def get(self, jti: str) -> Record | None:
-        """Return a token's record."""
-        if self._shared:
+        """Return a token's record.
+
+        Raises:
+            Trouble: a shared store is away, and we are not to serve on with what we know.
+        """
+        known = self._records.get(jti)
+        if not self._shared:
+            return known
+        try:
             found = await self._store.get(jti, collection=TOKENS)
-            return Record(**found) if found else None
-        return self._records.get(jti)
+        except Trouble:
+            if self._store.serves_on:
+                return known
+            raise
+        record = _parsed(jti, found) if found else None
+        if known and known.revoked_at and not (record and record.revoked_at):
+            return known
+        if record:
+            self._remember(record)
+        return record
+
+    def _remember(self, record: Record) -> None:
+        self._records[record.jti] = record
+        if self._shared and len(self._records) > 2 * MAX_RECORDS:
+            # what others gave out comes in by being asked for, and nothing else lets it go
+            for jti in _over({one.jti: [one.ends_at(), one.revoked_at] for one in self._records.values()}):
+                del self._records[jti]
 
     async def all(self) -> list[Record]:
         """Return every record, the newest first."""
-        if self._shared:
-            await self.load()
-        return sorted(self._records.values(), key=lambda record: -record.issued_at)
+        found = await self._all_kept() if self._shared else self._records.values()
+        return sorted(found, key=lambda record: -record.issued_at)
 
     async def revoke(self, jti: str) -> Record | None:
-        """Stop one token, known or not. Returns: its record, or None where it was not known."""
-        async with self._store.lock(TOKENS):
-            known = await self.get(jti)
-            # a leaked token that was never used here is stopped all the same, for as long as any token can live
-            record = known or Record(jti, "", "", 0, int(time.time()) + KEPT + tokens.MAX_TTL)
+        """Stop one token, known or not. Returns: its record, or None where it was not known.
+
+        Raises:
+            Trouble: it could not be written. This process refuses the token all the same, and writes that later.
+        """
+        try:
+            async with self._store.lock(TOKENS):
+                known = await self.get(jti)
+                # a leaked token that was never used here is stopped all the same, for as long as any token can live
+                record = known or self._stopped(jti)
+                record.revoked_at = record.revoked_at or time.time()
+                self._remember(record)
+                await self._write(record)
+        except Trouble as trouble:
+            record = self._records.get(jti) or self._stopped(jti)
             record.revoked_at = record.revoked_at or time.time()
-            await self._write(record)
+            self._remember(record)
+            self._unsaved.add(jti)
+            raise _only_here(trouble, jti) from None
         return known
+
+    @staticmethod
+    def _stopped(jti: str, purpose: str = "") -> Record:
+        now = time.time()
+        return Record(jti, "", "", 0, int(now) + KEPT + tokens.MAX_TTL, purpose=purpose, revoked_at=now)
 
     async def revoke_before_now(self, subject: str = EVERYBODY) -> int:
         """Stop every token of a subject, or of everybody, that was issued until now.
 
         Returns: how many of the known ones were still good.
+        Raises:
+            Trouble: it could not be written. This process refuses them all the same, and writes that later.
         """
-        good = [
-            record
-            for record in await self.all()
-            if await self._good(record) and subject in (record.subject, EVERYBODY)
-        ]
-        async with self._store.lock(TOKENS):
-            self._cutoffs = dict(await self._get_cutoffs()) | {subject: time.time()}
-            await self._store.put(INDEX, self._cutoffs, collection=CUTOFFS)
+        try:
+            good = [
+                record
+                for record in await self.all()
+                if await self._good(record) and subject in (record.subject, EVERYBODY)
+            ]
+            async with self._store.lock(TOKENS):
+                now = dict(await self._get_cutoffs()) | {subject: time.time()}
+                self._cutoffs = now
+                await self._store.put(INDEX, now, collection=CUTOFFS)
+        except Trouble as trouble:
+            self._cutoffs = self._cutoffs | {subject: time.time()}
+            self._unsaved_cutoffs = True
+            raise _only_here(
+                trouble, "every token of " + ("everybody" if subject == EVERYBODY else subject)
+            ) from None
         return len(good)
+
+    async def _write_back(self, lost: bool) -> None:
+        """Write what the store could not take, or, if it lost its memory, all that we know to be revoked."""
+        again = [jti for jti, record in self._records.items() if record.revoked_at] if lost and self._shared else []
+        for jti in [*self._unsaved, *again]:
+            async with self._store.lock(TOKENS):
+                known = self._records.get(jti)
+                record = await self.get(jti) if self._shared else known
+                if known and record:
+                    # somebody else may have written meanwhile: what is final, and what is later, stays
+                    record.revoked_at = record.revoked_at or known.revoked_at
+                    record.first_used_at = record.first_used_at or known.first_used_at
+                if record := record or known:
+                    await self._write(record)
+            self._unsaved.discard(jti)
+        if self._unsaved_cutoffs or (lost and self._cutoffs):
+            async with self._store.lock(TOKENS):
+                self._cutoffs = await self._get_cutoffs()
+                await self._store.put(INDEX, self._cutoffs, collection=CUTOFFS)
+            self._unsaved_cutoffs = False
 
     async def extend(self, jti: str, until: int) -> Record | None:
         """Accept a token until that moment, in seconds since the epoch. Returns: its record, or None."""
@@ -168,16 +281,29 @@ class Ledger:
 
     async def _get_cutoffs(self) -> dict[str, float]:
         if self._shared:
-            return dict(await self._store.get(INDEX, collection=CUTOFFS) or {})
+            try:
+                found = await self._store.get(INDEX, collection=CUTOFFS) or {}
+            except Trouble:
+                if not self._store.serves_on:
+                    raise
+                found = {}
+            self._merge(found)
         return self._cutoffs
+
+    def _merge(self, cutoffs: dict[str, Any]) -> None:
+        for name, when in cutoffs.items():
+            self._cutoffs[name] = max(float(when), self._cutoffs.get(name, 0.0))
 
     async def _get_index(self) -> dict[str, list[float]]:
         found = await self._store.get(INDEX, collection=TOKENS) or {}
-        return dict(found.get("tokens", {}))
+        try:
+            return {jti: [float(ends), float(revoked)] for jti, (ends, revoked) in found.get("tokens", {}).items()}
+        except (TypeError, ValueError, AttributeError):
+            return {}
 
     async def _write(self, record: Record) -> None:
         await self._store.put(record.jti, asdict(record), collection=TOKENS)
-        self._records[record.jti] = record
+        self._remember(record)
         known = await self._get_index() if self._shared else self._index
         entry: list[float] = [record.ends_at(), record.revoked_at]
         if known.get(record.jti) == entry:
@@ -189,6 +315,30 @@ class Ledger:
             await self._store.delete(jti, collection=TOKENS)
         self._index = known
         await self._store.put(INDEX, {"tokens": known}, collection=TOKENS)
+
+
+_DAMAGED: dict[str, Any] = {"damaged": "yes"}  # what no record and no list of cutoffs looks like
+
+
+def _parsed(jti: str, kept: dict[str, Any]) -> Record | None:
+    """Return a record, or None where what was kept is none."""
+    try:
+        record = Record(**kept)
+        times = (record.issued_at, record.expires_at, record.revoked_at, record.extended_to)
+        times += (record.added_at, record.first_used_at)  # type: ignore[assignment]
+        return record if record.jti == jti and all(isinstance(when, int | float) for when in times) else None
+    except TypeError:
+        return None
+
+
+def _record(claims: dict[str, Any], *, via: str, purpose: str = "") -> Record:
+    issued, ends = int(claims["iat"]), int(claims["exp"])
+    return Record(claims["jti"], claims["sub"], claims["scope"], issued, ends, via, purpose[:200])
+
+
+def _only_here(trouble: Trouble, what: str) -> Trouble:
+    cause = f"This server refuses {what} from now on, but that could not be written, and may not hold elsewhere yet"
+    return Trouble(f"{cause}: {trouble.cause}", trouble.cure + ", then revoke once more", trouble.seconds)
 
 
 def _over(index: dict[str, list[float]]) -> list[str]:

@@ -99,8 +99,9 @@ class Pages:
         return hmac.new(self._secret.key(), f"form:{browser}:{purpose}".encode(), hashlib.sha256).hexdigest()
 
     async def form(self, request: Request) -> dict[str, str]:
-        """Return the fields of a form; {} where it is too large."""
-        if len(await request.body()) > MAX_FORM:
+        """Return the fields of a form; {} where it is too large, or in parts, as no page of ours sends it."""
+        in_parts = request.headers.get("content-type", "").lower().startswith("multipart/")
+        if len(await request.body()) > MAX_FORM or in_parts:
             return {}
         return {name: str(value) for name, value in (await request.form()).items()}
 

@@ -1,42 +1,90 @@
-"""How often an address, and everybody together, may try something that costs us or that could be guessed."""
+"""How often an address, and everybody together, may try something that costs us or that could be guessed.
+
+While a shared store is away each process counts for itself: a limit that is too generous by the number of replicas is
+better than one that opens, and than a class that waits.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
+from limits.errors import StorageError
+
+PATIENCE = 2.0  # seconds in which a shared store must answer
+
+Result = TypeVar("Result")
 
 
 class Throttle:
     """So many tries a minute, counted in memory or, over replicas, in Redis."""
 
-    def __init__(self, name: str, *, per_address: int, overall: int, a_day: int = 0, redis_url: str = "") -> None:
-        """Take what is tried, and how often an address and everybody may, a minute and (0: no matter) a day."""
+    def __init__(
+        self,
+        name: str,
+        *,
+        per_address: int,
+        overall: int,
+        a_day: int = 0,
+        redis_url: str = "",
+        away: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Take what is tried, and how often an address and everybody may, a minute and (0: no matter) a day.
+
+        Args:
+            away: whether Redis is known not to answer, so that nobody waits for it.
+        """
         self._name = name
         self._limits: list[RateLimitItem] = [RateLimitItemPerMinute(per_address), RateLimitItemPerMinute(overall)]
         self._limits += [RateLimitItemPerDay(a_day)] if a_day else []
-        self._limiter = MovingWindowRateLimiter(
-            RedisStorage(f"async+{redis_url}", implementation="redispy") if redis_url else MemoryStorage()
-        )
+        self._own = MovingWindowRateLimiter(MemoryStorage())
+        self._away = away
+        self._shared: MovingWindowRateLimiter | None = None
+        if redis_url:
+            storage = RedisStorage(
+                f"async+{redis_url}", wrap_exceptions=True, implementation="redispy",
+                socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE,
+            )  # fmt: skip
+            self._shared = MovingWindowRateLimiter(storage)
 
     def _keys(self, address: str) -> list[tuple[RateLimitItem, str]]:
         return [(item, "all" if index else network(address)) for index, item in enumerate(self._limits)]
 
     async def wait(self, address: str) -> int:
         """Return the seconds until another try is heard, 0 where one is heard now. It counts nothing."""
-        for item, key in self._keys(address):
-            if not await self._limiter.test(item, self._name, key):
-                window = await self._limiter.get_window_stats(item, self._name, key)
-                return max(1, int(window.reset_time - time.time()))
-        return 0
+
+        async def ask(limiter: MovingWindowRateLimiter) -> int:
+            for item, key in self._keys(address):
+                if not await limiter.test(item, self._name, key):
+                    window = await limiter.get_window_stats(item, self._name, key)
+                    return max(1, int(window.reset_time - time.time()))
+            return 0
+
+        return await self._asked(ask)
 
     async def count(self, address: str) -> None:
         """Count a try."""
-        for item, key in self._keys(address):
-            await self._limiter.hit(item, self._name, key)
+
+        async def hit(limiter: MovingWindowRateLimiter) -> None:
+            for item, key in self._keys(address):
+                await limiter.hit(item, self._name, key)
+
+        await self._asked(hit)
+
+    async def _asked(self, ask: Callable[[MovingWindowRateLimiter], Awaitable[Result]]) -> Result:
+        if self._shared and not self._away():
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    return await ask(self._shared)
+            except (StorageError, OSError, TimeoutError):
+                pass
+        return await ask(self._own)
 
     async def admits(self, address: str) -> bool:
         """Count a try if it is heard. Returns: whether it is; what an address is refused costs nobody else."""

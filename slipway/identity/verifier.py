@@ -6,6 +6,7 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import mcp_types as mt
@@ -21,9 +22,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slipway import knocks, tokens
 from slipway.identity.ledger import Ledger
+from slipway.store import Trouble
 
 TOOL_PREFIX = "tool:"
 MAX_KNOWN = 2000
+
+# why the token of this request could not be judged: FastMCP's authentication knows good and bad alone
+_unjudged: ContextVar[Trouble | None] = ContextVar("unjudged", default=None)
 
 
 class SlipwayTokens(TokenVerifier):
@@ -39,8 +44,15 @@ class SlipwayTokens(TokenVerifier):
     async def verify_token(self, token: str) -> AccessToken | None:
         """Return the caller's access token, or None after noting why it is refused."""
         knock = knocks.current.get()
+        _unjudged.set(None)
         try:
             claims = await self._accepted(token)
+        except Trouble as trouble:
+            # neither accepted nor refused: a client must not throw a good token away
+            _unjudged.set(trouble)
+            if knock:
+                knock.reason = trouble.cause
+            return None
         except tokens.TokenRefused as refused:
             if knock:
                 knock.reason, knock.code = f"token refused: {refused}", refused.code
@@ -97,6 +109,8 @@ class Challenge:
                 return await self._app(scope, receive, send)
             text = "This token opens no tool: it has no scope of the form tool:NAME."
             return await self._refuse(send, knock, 403, "insufficient_scope", text, ', scope="tool:*"' + where)
+        if trouble := _unjudged.get():
+            return await trouble.answer()(scope, receive, send)
         given = Headers(scope=scope).get("authorization", "")
         if given.lower().startswith("bearer "):
             text = "The bearer token is expired, not for this server, or not valid. Ask the operator for a new one."

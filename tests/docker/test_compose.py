@@ -333,7 +333,7 @@ async def test_a_python_target_is_mounted_read_only_with_its_packages_and_its_ow
     (tmp_path / "fastmcp.json").write_text(
         '{"source": {"path": "bot.py"}, "environment": {"dependencies": ["humanize"]}}'
     )
-    secret = 'it\'s "quoted" $HOME'
+    secret = 'it\'s "quoted" $HOME'  # pragma: allowlist secret
     with (containers.root / ".env").open("a") as stream:
         stream.write(f'\nBOT_API_KEY="{secret.replace(chr(34), chr(92) + chr(34))}"\nNGROK_AUTHTOKEN=2abcDEF\n')
     up_with(containers, tmp_path / "bot.py")

@@ -115,3 +115,8 @@ def test_no_redis_holds_a_token_or_a_code(replicas: tuple[Stack, Stack], redis_u
     assert kept
     assert token.split(".")[2].encode() not in kept
     assert code.replace("-", "").encode() not in kept
+
+
+def test_the_numbers_say_whether_redis_answers(replicas: tuple[Stack, Stack]) -> None:
+    url = replicas[0].server_url.replace("/mcp", "/metrics")
+    assert "\nslipway_redis_up 1.0\n" in httpx2.get(url).text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -149,6 +150,28 @@ def test_a_form_with_odd_letters_is_refused_not_an_error(shared_stack: Stack, pa
     browser.http.get("/join")
     answer = browser.http.post(path, data={"csrf": "é\x00😀", "code": "é", "name": "é", "transaction": "é"})
     assert answer.status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/join", "/oauth/consent", "/oauth/token", "/oauth/revoke", "/oauth/authorize"])
+@pytest.mark.parametrize("charset", ["unicode_escape", "undefined", "idna"])
+def test_a_form_in_parts_whose_charset_gives_no_text_is_refused_not_an_error(
+    shared_stack: Stack, path: str, charset: str
+) -> None:
+    browser = Browser(shared_stack)
+    kind = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+    part = b'--x\r\nContent-Disposition: form-data; name="code"\r\n\r\n\\ud800\r\n--x--\r\n'
+    assert browser.http.post(path, content=part, headers=kind).status_code in (400, 403)
+
+
+@pytest.mark.parametrize("path", ["/join", "/oauth/consent", "/oauth/authorize"])
+def test_a_query_of_any_bytes_is_no_error(shared_stack: Stack, path: str) -> None:
+    where = urlsplit(shared_stack.edge_url)
+    with socket.create_connection((where.hostname, where.port), 10) as line:
+        line.sendall(
+            b"GET " + path.encode() + b"?x=\x80\xff HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
+        status = line.recv(100).split(b" ")[1]
+    assert status in (b"200", b"400")
 
 
 @pytest.mark.parametrize(
