@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ from typing import Any
 
 import uvicorn
 from fastmcp import FastMCP
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from watchfiles import awatch
 
@@ -29,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHUTDOWN_GRACE = 3  # seconds; Docker kills after 10
 DRAIN = 0.8  # seconds; longer than the edge keeps an idle connection (Caddyfile, keepalive)
 SETTLE = 0.2  # seconds from the last accepted connection to its request
+LAST_ANSWERS = 4.0  # seconds for what we accepted before a SIGTERM; with what else ends it is less than Docker's 10
 CHECK_TIMEOUT = 130.0  # seconds
 LISTENING = "SLIPWAY_LISTENING_FD"  # where a process that starts itself anew finds its socket
 WHO_CACHES = (
@@ -114,6 +117,7 @@ class _Process:
         self._log = logging.getLogger("slipway.none")
         self._since = 0  # nanoseconds since the epoch when the target was read
         self.stop: Callable[[int, Any], None] | None = None  # how a signal ends it, once it serves
+        self._leaving: asyncio.Task[None] | None = None
 
     async def _load(self) -> tuple[settings.Settings, targets.Target | None, loading.Loaded]:
         self._since = time.time_ns()
@@ -177,15 +181,45 @@ class _Process:
             kept = os.dup(listening.fileno())
             self._compare(tools, config.state / "log" / "tools.json", anew=anew)
             watching = asyncio.create_task(self._watch(target, server, whole))
-            self.stop = server.handle_exit
+            self.stop = functools.partial(self._stop, server, whole, listening)
             try:
                 await server.serve(sockets=[listening])
             finally:
                 watching.cancel()
                 (changed,) = await asyncio.gather(watching, return_exceptions=True)
+                if self._leaving:
+                    self._leaving.cancel()
         if not server.started:
             raise SystemExit(1)
         return kept if changed is True else None
+
+    def _stop(
+        self, server: uvicorn.Server, whole: _Draining, listening: socket.socket, number: int, frame: Any
+    ) -> None:
+        """End by a signal: SIGTERM lets go first of what we hold, Ctrl-C and a second signal do not wait."""
+        if number != signal.SIGTERM or whole.draining or not server.started:
+            server.handle_exit(number, frame)
+        else:
+            self._leaving = asyncio.create_task(self._leave(server, whole, listening))
+
+    async def _leave(self, server: uvicorn.Server, whole: _Draining, listening: socket.socket) -> None:
+        """Answer what was accepted, and let what comes now find another replica, or our successor."""
+        whole.draining = True
+        held = server.server_state.connections
+        await _until(lambda: not held, DRAIN)
+        waiting = _refuse_from_now_on(listening)
+        for listener in server.servers:
+            listener.close()
+        kind: Callable[..., asyncio.Protocol] = server.config.http_protocol_class
+        protocol = functools.partial(
+            kind, config=server.config, server_state=server.server_state, app_state=server.lifespan.state
+        )
+        for connection in waiting:
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
+        await _until(lambda: not held, SETTLE)
+        # streams that only listen would stay for hours; what was asked for is answered
+        await _until(lambda: not whole.unanswered, LAST_ANSWERS)
+        server.should_exit = True
 
     def _compare(self, tools: dict[str, str], file: Path, *, anew: bool) -> None:
         """Tell how the tools differ from those served last, by this process or another."""
@@ -262,25 +296,61 @@ class _Server(uvicorn.Server):
 
 
 class _Draining:
-    """Ends kept connections with their next answer once we are about to start anew.
+    """Ends kept connections with their next answer once we are about to end or to start anew.
 
     A proxy that sends on a kept connection in the moment in which we close it must answer 502: it cannot know
     whether the request was done.
+
+    Attributes:
+        draining: whether we are about to.
+        unanswered: how many requests are being worked on, without streams that only listen.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self.draining = False
+        self.unanswered = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on."""
+        """Hand on; /readyz is ours while we leave."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        if self.draining and scope["path"] == "/readyz":
+            leaving = JSONResponse({"ready": False, "answer": "stopping"}, 503, {"connection": "close"})
+            return await leaving(scope, receive, send)
 
         async def closing(message: Message) -> None:
             if self.draining and message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
             await send(message)
 
-        await self._app(scope, receive, closing if scope["type"] == "http" else send)
+        counted = scope["method"] == "POST"
+        self.unanswered += counted
+        try:
+            await self._app(scope, receive, closing)
+        finally:
+            self.unanswered -= counted
+
+
+def _refuse_from_now_on(listening: socket.socket) -> list[socket.socket]:
+    """Stop listening. Returns: the connections that wait in the socket's queue; closing it would reset them."""
+    waiting = []
+    listening.setblocking(False)
+    with contextlib.suppress(OSError):
+        while True:
+            waiting.append(listening.accept()[0])
+    with contextlib.suppress(OSError):
+        # for every descriptor of it at once
+        listening.shutdown(socket.SHUT_RDWR)
+    return waiting
+
+
+async def _until(true: Callable[[], bool], seconds: float) -> None:
+    """Wait until something is so, no longer than that."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while not true():  # noqa: ASYNC110 what uvicorn holds has no event
+                await asyncio.sleep(0.02)
 
 
 def _files(target: targets.Target | None) -> set[Path]:
