@@ -97,7 +97,7 @@ def children(config: settings.Settings, root: Path = ROOT) -> dict[str, tuple[li
     wanted = ("EDGE_PORT", "TLS_PORT", "CONSOLE_PORT", "SLIPWAY_ALLOWED_ORIGINS", "SLIPWAY_MAX_BODY")
     edge = targets.clean_environment(os.environ, {}) | {name: shared[name] for name in wanted}
     edge |= {
-        "UPSTREAM": f"127.0.0.1:{config.server_port}",
+        "UPSTREAM": f"127.0.0.1 {config.server_port}",
         "EDGE_LOG": str(state / "log" / "edge.jsonl"),
         "CONSOLE_ROOT": str(root / "slipway" / "web" / "console"),
         "XDG_DATA_HOME": str(state),
