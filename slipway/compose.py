@@ -133,8 +133,8 @@ class Compose:
         return heard(said, code) if code else None
 
     def _exit_code(self) -> int:
-        """Return what the server's container ended with; 0 if it runs."""
-        container = self._ask("ps", "--all", "--quiet", "server").strip()
+        """Return what the server's container ended with; 0 if it runs. Of replicas one speaks for all."""
+        container = (self._ask("ps", "--all", "--quiet", "server").split() or [""])[0]
         code = 0
 
         def ended() -> bool:

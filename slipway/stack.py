@@ -56,7 +56,7 @@ def prepare(root: Path = ROOT) -> settings.Settings:
                 )
                 stream.write(f"SLIPWAY_UID={uid}\nSLIPWAY_GID={gid}\n")
         config = settings.load(os.environ, env)
-        for folder in ("", "log", "run", "caddy", "data"):
+        for folder in ("", "log", "run", "caddy", "data", "redis"):
             (root / config.state / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = not (root / config.secret_file).exists()
         tokens.ensure_secret(root / config.secret_file)
