@@ -92,9 +92,7 @@ class Compose:
         Raises:
             Problem: after Compose's own words and the containers' last lines.
         """
-        if hasattr(os, "getuid") and os.getuid() == 0:
-            for path in (self._root / config.state, self._root / config.secret_file):
-                _hand_over(path)
+        hand_over(self._root / config.state, self._root / config.secret_file)
         self._environment |= _of_target(target, self._root / ".env", self._root / config.state / "run" / "target.env")
         if target and target.packages:
             self._build(target)
@@ -208,8 +206,12 @@ def _quoted(value: str) -> str:
     return f'"{escaped}"'
 
 
-def _hand_over(path: Path) -> None:
+def hand_over(*paths: Path) -> None:
+    """Give files and folders to the containers' user, where that is another than us."""
+    if not hasattr(os, "getuid") or os.getuid():
+        return
     uid, gid = container_user()
-    for item in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        with contextlib.suppress(FileNotFoundError):
-            os.chown(item, uid, gid, follow_symlinks=False)
+    for path in paths:
+        for item in [path, *path.rglob("*")] if path.is_dir() else [path]:
+            with contextlib.suppress(FileNotFoundError):
+                os.chown(item, uid, gid, follow_symlinks=False)

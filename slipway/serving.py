@@ -162,9 +162,11 @@ class _Process:
     async def run(self) -> int | None:
         """Serve. Returns: the listening socket's descriptor when the target changed and we should start anew."""
         config, target, loaded = await self._load()
-        await store.check(config.redis_url.get_secret_value())
+        redis_url = config.redis_url.get_secret_value()
+        await store.check(redis_url)
         secret, anew = tokens.ensure_secret(config.secret_file), bool(_inherited)
         listening = _listen(config.server_host, config.server_port)
+        claim = None if redis_url else await store.claim(config.state / "data" / "identity")
         async with loaded.running():
             tools = await _tools(loaded.server)
             whole = _Draining(app.build(loaded.server, config, secret))
@@ -189,6 +191,8 @@ class _Process:
                 (changed,) = await asyncio.gather(watching, return_exceptions=True)
                 if self._leaving:
                     self._leaving.cancel()
+        if claim:
+            claim.close()
         if not server.started:
             raise SystemExit(1)
         return kept if changed is True else None

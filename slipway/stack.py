@@ -1,6 +1,6 @@
 """Starts and stops server and edge: with Docker Compose where an engine answers, as child processes otherwise.
 
-`python -m slipway.stack up [--local] [TARGET] | down`; scripts/up and scripts/down are its doors.
+`python -m slipway.stack up [--local] [TARGET] | down | prepare`; scripts/up, down and swarm are its doors.
 """
 
 from __future__ import annotations
@@ -300,8 +300,11 @@ def main(arguments: list[str]) -> int:
                 up(local="--local" in rest, target="".join(words))
             case ["down"]:
                 down()
+            case ["prepare"]:
+                config = prepare()
+                compose.hand_over(ROOT / config.state, ROOT / config.secret_file)
             case _:
-                say("usage: python -m slipway.stack up [--local] [TARGET] | down")
+                say("usage: python -m slipway.stack up [--local] [TARGET] | down | prepare")
                 return 2
     except Problem as problem:
         say(str(problem))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from key_value.aio.protocols.key_value import AsyncKeyValue
@@ -97,5 +98,37 @@ async def check(redis_url: str) -> None:
         where = urlsplit(redis_url)
         raise Problem(
             f"Redis at {where.hostname}:{where.port or 6379} does not answer: {type(error).__name__}.",
-            "Start it, or mend REDIS_URL in .env (empty means files, for one server)",
+            "Start it (ours: docker compose --profile scale up redis), or mend REDIS_URL in .env (empty: files)",
         ) from None
+
+
+async def claim(folder: Path) -> IO[bytes]:
+    """Become the only process that keeps its state in the files of a folder.
+
+    Returns: what holds the claim while it is open.
+    Raises:
+        Problem: another process has it; each would overlook what the other revokes.
+    """
+    held = _open_claim(folder)
+    with contextlib.suppress(TimeoutError):
+        # one that is just ending may still have it
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    await asyncio.sleep(LOCK_LOOK)
+                except OSError:
+                    return held  # a file system that knows no locks
+                else:
+                    return held
+    held.close()
+    raise Problem(
+        "Another server keeps its state in the same files; with files there can be one.",
+        "For several: REDIS_URL=redis://redis:6379/0 in .env, then docker compose --profile scale up",
+    )
+
+
+def _open_claim(folder: Path) -> IO[bytes]:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return (folder / "claim").open("wb")
