@@ -223,7 +223,8 @@ class _Process:
         await _until(lambda: not held, SETTLE)
         # streams that only listen would stay for hours; what was asked for is answered
         await _until(lambda: not whole.unanswered, LAST_ANSWERS)
-        server.should_exit = True
+        # the SDK's streams listen to this method, and end with it
+        server.handle_exit(signal.SIGTERM, None)
 
     def _compare(self, tools: dict[str, str], file: Path, *, anew: bool) -> None:
         """Tell how the tools differ from those served last, by this process or another."""

@@ -18,6 +18,7 @@ from key_value.aio.stores.filetree import FileTreeStore
 from slipway.errors import Problem
 
 PATIENCE = 4.0  # seconds in which a shared store must answer at start
+RETRY = 0.2  # seconds
 LOCK_LIFE = 10.0  # seconds after which the lock of a replica that died is free again
 LOCK_LOOK = 0.02  # seconds between two looks at a lock that another replica holds
 
@@ -91,15 +92,23 @@ async def check(redis_url: str) -> None:
     """
     if not redis_url:
         return
-    try:
+    state, failed = open_store(Path(), redis_url), "TimeoutError"
+    with contextlib.suppress(TimeoutError):
+        # in a swarm both start at once
         async with asyncio.timeout(PATIENCE):
-            await open_store(Path(), redis_url).get("nothing", collection="check")
-    except Exception as error:
-        where = urlsplit(redis_url)
-        raise Problem(
-            f"Redis at {where.hostname}:{where.port or 6379} does not answer: {type(error).__name__}.",
-            "Start it (ours: docker compose --profile scale up redis), or mend REDIS_URL in .env (empty: files)",
-        ) from None
+            while True:
+                try:
+                    await state.get("nothing", collection="check")
+                except Exception as error:
+                    failed = type(error).__name__
+                    await asyncio.sleep(RETRY)
+                else:
+                    return
+    where = urlsplit(redis_url)
+    raise Problem(
+        f"Redis at {where.hostname}:{where.port or 6379} does not answer: {failed}.",
+        "Start it (ours: docker compose --profile scale up redis), or mend REDIS_URL in .env (empty: files)",
+    )
 
 
 async def claim(folder: Path) -> IO[bytes]:

@@ -52,7 +52,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         pytest.skip("this machine is in a swarm that is not ours")
     assert (told.returncode, "docker swarm init" in told.stderr) == (2, True)
     name = f"slipway-test-{os.getpid()}"
-    made.environment |= {"SLIPWAY_STACK": name, "SLIPWAY_IMAGE": name, "SLIPWAY_REPLICAS": "3"}
+    made.environment |= {"SLIPWAY_STACK": name, "SLIPWAY_IMAGE": name, "SLIPWAY_REPLICAS": "2"}
     try:
         made.run("docker", "swarm", "init", "--advertise-addr", "127.0.0.1")
         made.run("docker", "build", "--quiet", "--tag", name, ".")
@@ -94,7 +94,7 @@ def test_the_secret_is_a_secret_of_the_swarm_and_a_task_is_hardened(swarm: Swarm
 
 
 def test_the_operators_commands_run_in_any_task(swarm: Swarm) -> None:
-    one, other, third = swarm.ids()
+    one, other = swarm.ids()
     command = ["python", "-m", "slipway.operator", "tokens"]
     mint = [*command, "mint", "--subject", "mia", "--tools", "add"]
     token = swarm.run("docker", "exec", one, *mint).stdout.strip()
@@ -103,7 +103,7 @@ def test_the_operators_commands_run_in_any_task(swarm: Swarm) -> None:
     swarm.run("docker", "exec", other, *command, "revoke", "--subject", "mia")
     newest = {"mcp-method": "tools/list"}
     assert [swarm.post(port, token, "tools/list", **newest).status_code for _ in range(6)] == [401] * 6
-    assert "mia" in swarm.run("docker", "exec", third, *command, "list").stdout
+    assert "mia" in swarm.run("docker", "exec", one, *command, "list").stdout
 
 
 async def test_a_rolling_update_fails_no_call(swarm: Swarm) -> None:
@@ -119,6 +119,6 @@ async def test_a_version_that_does_not_become_ready_is_taken_back(swarm: Swarm) 
     before = set(swarm.ids())
     async with load(swarm.connect, "back", each=1) as calls:
         assert await swarm.update("--env-add", "SLIPWAY_SESSIONS=broken") == "rollback_completed"
-    assert len(before & set(swarm.ids())) >= 2
+    assert before & set(swarm.ids())
     assert "broken" not in json.dumps(swarm.spec()["Spec"])
     assert calls.failed == []
