@@ -56,6 +56,17 @@ class _PrivateFile(logging.handlers.RotatingFileHandler):
             os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8"
         )
 
+    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 logging's name
+        """Tell whether the file is full; of several replicas another may have rotated it already."""
+        if not super().shouldRollover(record):
+            return False
+        with contextlib.suppress(OSError):
+            if self.stream and not os.path.samestat(os.stat(self.baseFilename), os.fstat(self.stream.fileno())):  # noqa: PTH116
+                self.stream.close()
+                self.stream = self._open()
+                return bool(super().shouldRollover(record))
+        return True
+
 
 def open_log(path: Path, *, also_stdout: bool = False) -> logging.Logger:
     """Return a logger that writes bare lines to a rotated file of mode 600.
