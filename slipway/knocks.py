@@ -56,7 +56,7 @@ class _PrivateFile(logging.handlers.RotatingFileHandler):
             os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8"
         )
 
-    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 logging's name
+    def shouldRollover(self, record: logging.LogRecord) -> bool:
         """Tell whether the file is full; of several replicas another may have rotated it already."""
         if not super().shouldRollover(record):
             return False
