@@ -19,19 +19,15 @@ from typing import Any
 
 import uvicorn
 from fastmcp import FastMCP
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from watchfiles import awatch
 
 from slipway import app, knocks, packages, settings, store, targets, tokens
 from slipway.errors import Problem
+from slipway.leaving import DRAIN, SETTLE, Draining, leave
 from slipway.proxy import loading
 
 ROOT = Path(__file__).resolve().parent.parent
-SHUTDOWN_GRACE = 3  # seconds; Docker kills after 10
-DRAIN = 0.8  # seconds; longer than the edge keeps an idle connection (Caddyfile, keepalive)
-SETTLE = 0.2  # seconds from the last accepted connection to its request
-LAST_ANSWERS = 4.0  # seconds for what we accepted before a SIGTERM; with what else ends it is less than Docker's 10
+SHUTDOWN_GRACE = 3  # seconds; with leaving.py less than the 10 after which Docker kills
 CHECK_TIMEOUT = 130.0  # seconds
 LISTENING = "SLIPWAY_LISTENING_FD"  # where a process that starts itself anew finds its socket
 WHO_CACHES = (
@@ -169,7 +165,7 @@ class _Process:
         claim = None if redis_url else await store.claim(config.state / "data" / "identity")
         async with loaded.running():
             tools = await _tools(loaded.server)
-            whole = _Draining(app.build(loaded.server, config, secret))
+            whole = Draining(app.build(loaded.server, config, secret))
             if config.anonymous:
                 log.warning("SLIPWAY_DANGEROUSLY_ALLOW_ANONYMOUS is on: ANYONE with the URL can call every tool")
             address = f"http://{config.server_host}:{config.server_port}{app.MCP_PATH}"
@@ -198,33 +194,13 @@ class _Process:
         return kept if changed is True else None
 
     def _stop(
-        self, server: uvicorn.Server, whole: _Draining, listening: socket.socket, number: int, frame: Any
+        self, server: uvicorn.Server, whole: Draining, listening: socket.socket, number: int, frame: Any
     ) -> None:
         """End by a signal: SIGTERM lets go first of what we hold, Ctrl-C and a second signal do not wait."""
         if number != signal.SIGTERM or whole.draining or not server.started:
             server.handle_exit(number, frame)
         else:
-            self._leaving = asyncio.create_task(self._leave(server, whole, listening))
-
-    async def _leave(self, server: uvicorn.Server, whole: _Draining, listening: socket.socket) -> None:
-        """Answer what was accepted, and let what comes now find another replica, or our successor."""
-        whole.draining = True
-        held = server.server_state.connections
-        await _until(lambda: not held, DRAIN)
-        waiting = _refuse_from_now_on(listening)
-        for listener in server.servers:
-            listener.close()
-        kind: Callable[..., asyncio.Protocol] = server.config.http_protocol_class
-        protocol = functools.partial(
-            kind, config=server.config, server_state=server.server_state, app_state=server.lifespan.state
-        )
-        for connection in waiting:
-            await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
-        await _until(lambda: not held, SETTLE)
-        # streams that only listen would stay for hours; what was asked for is answered
-        await _until(lambda: not whole.unanswered, LAST_ANSWERS)
-        # the SDK's streams listen to this method, and end with it
-        server.handle_exit(signal.SIGTERM, None)
+            self._leaving = asyncio.create_task(leave(server, whole, listening))
 
     def _compare(self, tools: dict[str, str], file: Path, *, anew: bool) -> None:
         """Tell how the tools differ from those served last, by this process or another."""
@@ -246,7 +222,7 @@ class _Process:
         elif anew:
             knocks.announce(self._log, "the target changed and is served anew; its tools are the same")
 
-    async def _watch(self, target: targets.Target | None, server: uvicorn.Server, whole: _Draining) -> bool:
+    async def _watch(self, target: targets.Target | None, server: uvicorn.Server, whole: Draining) -> bool:
         """Wait until the target's files changed and can be served, then end the server. Returns: True."""
         files = _files(target)
         async for _ in _changes(files, self._since):
@@ -298,64 +274,6 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave them to _guarded."""
         yield
-
-
-class _Draining:
-    """Ends kept connections with their next answer once we are about to end or to start anew.
-
-    A proxy that sends on a kept connection in the moment in which we close it must answer 502: it cannot know
-    whether the request was done.
-
-    Attributes:
-        draining: whether we are about to.
-        unanswered: how many requests are being worked on, without streams that only listen.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self.draining = False
-        self.unanswered = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on; /readyz is ours while we leave."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        if self.draining and scope["path"] == "/readyz":
-            leaving = JSONResponse({"ready": False, "answer": "stopping"}, 503, {"connection": "close"})
-            return await leaving(scope, receive, send)
-
-        async def closing(message: Message) -> None:
-            if self.draining and message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
-            await send(message)
-
-        counted = scope["method"] == "POST"
-        self.unanswered += counted
-        try:
-            await self._app(scope, receive, closing)
-        finally:
-            self.unanswered -= counted
-
-
-def _refuse_from_now_on(listening: socket.socket) -> list[socket.socket]:
-    """Stop listening. Returns: the connections that wait in the socket's queue; closing it would reset them."""
-    waiting = []
-    listening.setblocking(False)
-    with contextlib.suppress(OSError):
-        while True:
-            waiting.append(listening.accept()[0])
-    with contextlib.suppress(OSError):
-        # for every descriptor of it at once
-        listening.shutdown(socket.SHUT_RDWR)
-    return waiting
-
-
-async def _until(true: Callable[[], bool], seconds: float) -> None:
-    """Wait until something is so, no longer than that."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            while not true():  # noqa: ASYNC110 what uvicorn holds has no event
-                await asyncio.sleep(0.02)
 
 
 def _files(target: targets.Target | None) -> set[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from slipway import serving
+from slipway import leaving, serving
 from tests.conftest import ROOT, Stack, clean_environment, free_ports
 
 pytestmark = pytest.mark.slow
@@ -71,7 +71,7 @@ async def test_what_is_in_work_is_answered_and_no_longer_ready_is_said(make_stac
 
 
 def test_the_longest_stop_is_shorter_than_dockers_patience() -> None:
-    assert serving.DRAIN + serving.SETTLE + serving.LAST_ANSWERS + serving.SHUTDOWN_GRACE < 10
+    assert leaving.DRAIN + leaving.SETTLE + leaving.LAST_ANSWERS + serving.SHUTDOWN_GRACE < 10
 
 
 def test_a_second_server_on_the_same_files_is_refused(shared_stack: Stack, tmp_path: Path) -> None:
