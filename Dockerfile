@@ -23,6 +23,8 @@ COPY --from=build /app /app
 # bytecode is compiled above, and the file system is read-only anyway
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /app
+# what a fresh volume begins with, whoever the container's user is
+RUN install -d -m 1777 /state/data
 USER 10001:10001
 EXPOSE 8000
 CMD ["python", "server.py", "http"]

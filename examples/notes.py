@@ -47,7 +47,10 @@ def database() -> Iterator[sqlite3.Connection]:
     folder = Path(os.environ.get("DATA_DIR", "data"))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / "notes.sqlite3"
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    with contextlib.suppress(FileExistsError):
+        # only where it is new: to close a file gives up this process's locks on it, those of SQLite in other threads
+        # too, and a second process would write in between
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     with contextlib.closing(sqlite3.connect(path, timeout=10)) as connection:
         connection.executescript(SCHEMA + (INDEX if has_fts5(connection) else ""))
         with connection:

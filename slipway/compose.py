@@ -92,9 +92,7 @@ class Compose:
         Raises:
             Problem: after Compose's own words and the containers' last lines.
         """
-        if hasattr(os, "getuid") and os.getuid() == 0:
-            for path in (self._root / config.state, self._root / config.secret_file):
-                _hand_over(path)
+        hand_over(self._root / config.state, self._root / config.secret_file)
         self._environment |= _of_target(target, self._root / ".env", self._root / config.state / "run" / "target.env")
         if target and target.packages:
             self._build(target)
@@ -133,8 +131,8 @@ class Compose:
         return heard(said, code) if code else None
 
     def _exit_code(self) -> int:
-        """Return what the server's container ended with; 0 if it runs."""
-        container = self._ask("ps", "--all", "--quiet", "server").strip()
+        """Return what the server's container ended with; 0 if it runs. Of replicas one speaks for all."""
+        container = (self._ask("ps", "--all", "--quiet", "server").split() or [""])[0]
         code = 0
 
         def ended() -> bool:
@@ -209,8 +207,12 @@ def _quoted(value: str) -> str:
     return f'"{escaped}"'
 
 
-def _hand_over(path: Path) -> None:
+def hand_over(*paths: Path) -> None:
+    """Give files and folders to the containers' user, where that is another than us."""
+    if not hasattr(os, "getuid") or os.getuid():
+        return
     uid, gid = container_user()
-    for item in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        with contextlib.suppress(FileNotFoundError):
-            os.chown(item, uid, gid, follow_symlinks=False)
+    for path in paths:
+        for item in [path, *path.rglob("*")] if path.is_dir() else [path]:
+            with contextlib.suppress(FileNotFoundError):
+                os.chown(item, uid, gid, follow_symlinks=False)

@@ -86,6 +86,17 @@ class _PrivateFile(logging.handlers.RotatingFileHandler):
             os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8"
         )
 
+    def shouldRollover(self, record: logging.LogRecord) -> bool:
+        """Tell whether the file is full; of several replicas another may have rotated it already."""
+        if not super().shouldRollover(record):
+            return False
+        with contextlib.suppress(OSError):
+            if self.stream and not os.path.samestat(os.stat(self.baseFilename), os.fstat(self.stream.fileno())):  # noqa: PTH116
+                self.stream.close()
+                self.stream = self._open()
+                return bool(super().shouldRollover(record))
+        return True
+
 
 class _Behind(logging.Handler):
     """A handler behind a queue and a thread: a disk or a terminal that takes no lines costs lines, and no call."""

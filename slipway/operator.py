@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -35,7 +36,9 @@ class Server:
     """The running server's /admin."""
 
     def __init__(self, config: settings.Settings, secret: tokens.Secret) -> None:
-        self._url = f"http://127.0.0.1:{config.server_port}/admin"
+        # with replicas any of them will do, and one may be away
+        ports = range(config.server_port, max(config.server_port, config.server_port_last) + 1)
+        self._urls = [f"http://127.0.0.1:{port}/admin" for port in ports]
         self._secret = secret
 
     def ask(self, method: str, path: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -47,15 +50,21 @@ class Server:
         token = tokens.mint(
             self._secret, subject="operator", scope="admin", ttl=60, audience=tokens.ADMIN_AUDIENCE
         ).token
-        request = urllib.request.Request(  # noqa: S310 our own loopback address
-            self._url + path, method=method, data=json.dumps(content).encode() if content is not None else None,
-            headers={
-                "authorization": f"Bearer {token}", "content-type": "application/json",
-                "x-request-id": tokens.own_mark(self._secret),
-            },
-        )  # fmt: skip
         # a proxy from the environment has no business on loopback
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        for url in self._urls:
+            request = urllib.request.Request(  # noqa: S310 our own loopback address
+                url + path, method=method, data=json.dumps(content).encode() if content is not None else None,
+                headers={
+                    "authorization": f"Bearer {token}", "content-type": "application/json",
+                    "x-request-id": tokens.own_mark(self._secret),
+                },
+            )  # fmt: skip
+            with contextlib.suppress(ConnectionRefusedError):
+                return self._answer(opener, request)
+        raise Problem(f"No server answers at {self._urls[0]}.", "./scripts/up starts it", 3)
+
+    def _answer(self, opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> dict[str, Any]:
         try:
             with opener.open(request, timeout=20) as answer:
                 found: dict[str, Any] = json.load(answer)
@@ -73,8 +82,10 @@ class Server:
                 str(told.get("error", f"The server answers {error.code}.")),
                 str(told.get("cure", "Restart it: ./scripts/down, then ./scripts/up")),
             ) from None
-        except (OSError, ValueError):
-            raise Problem(f"No server answers at {self._url}.", "./scripts/up starts it", 3) from None
+        except (OSError, ValueError) as error:
+            if isinstance(error, urllib.error.URLError) and isinstance(error.reason, ConnectionRefusedError):
+                raise error.reason from None
+            raise Problem(f"No server answers at {self._urls[0]}.", "./scripts/up starts it", 3) from None
 
 
 def _parser(name: str) -> argparse.ArgumentParser:

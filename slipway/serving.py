@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -19,11 +20,11 @@ from typing import Any
 
 import uvicorn
 from fastmcp import FastMCP
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from watchfiles import awatch
 
 from slipway import app, knocks, packages, settings, store, targets, tokens
 from slipway.errors import Problem
+from slipway.leaving import DRAIN, SETTLE, Draining, leave
 from slipway.proxy import loading
 from slipway.streams import SlowReaders
 
@@ -33,11 +34,9 @@ except ImportError:  # Windows has no such bound
     resource = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parent.parent
-SHUTDOWN_GRACE = 3  # seconds; Docker kills after 10
-FORCE_AFTER = 7.0  # seconds
+SHUTDOWN_GRACE = 3  # seconds; with leaving.py less than the 10 after which Docker kills
+FORCE_AFTER = 9.0  # seconds
 MAX_FILES = 65_536
-DRAIN = 0.8  # seconds; longer than the edge keeps an idle connection (Caddyfile, keepalive)
-SETTLE = 0.2  # seconds from the last accepted connection to its request
 CHECK_TIMEOUT = 130.0  # seconds
 LISTENING = "SLIPWAY_LISTENING_FD"  # where a process that starts itself anew finds its socket
 WHO_CACHES = (
@@ -126,6 +125,7 @@ class _Process:
         self._log = logging.getLogger("slipway.none")
         self._since = 0  # nanoseconds since the epoch when the target was read
         self.stop: Callable[[int, Any], None] | None = None  # how a signal ends it, once it serves
+        self._leaving: asyncio.Task[None] | None = None
 
     async def _load(self) -> tuple[settings.Settings, targets.Target | None, loading.Loaded]:
         self._since = time.time_ns()
@@ -170,12 +170,14 @@ class _Process:
     async def run(self) -> int | None:
         """Serve. Returns: the listening socket's descriptor when the target changed and we should start anew."""
         config, target, loaded = await self._load()
-        await store.check(config.redis_url.get_secret_value())
+        redis_url = config.redis_url.get_secret_value()
+        await store.check(redis_url)
         secret, anew = tokens.ensure_secret(config.secret_file), bool(_inherited)
         listening = _listen(config.server_host, config.server_port)
+        claim = None if redis_url else await store.claim(config.state / "data" / "identity")
         async with loaded.running():
             tools = await _tools(loaded.server)
-            whole = _Draining(app.build(loaded.server, config, secret))
+            whole = Draining(app.build(loaded.server, config, secret))
             _raise_open_files()
             if config.anonymous:
                 log.warning("SLIPWAY_DANGEROUSLY_ALLOW_ANONYMOUS is on: ANYONE with the URL can call every tool")
@@ -190,15 +192,28 @@ class _Process:
             kept = os.dup(listening.fileno())
             self._compare(tools, config.state / "log" / "tools.json", anew=anew)
             watching = asyncio.create_task(self._watch(target, server, whole))
-            self.stop = server.handle_exit
+            self.stop = functools.partial(self._stop, server, whole, listening)
             try:
                 await server.serve(sockets=[listening])
             finally:
                 watching.cancel()
                 (changed,) = await asyncio.gather(watching, return_exceptions=True)
+                if self._leaving:
+                    self._leaving.cancel()
+        if claim:
+            claim.close()
         if not server.started:
             raise SystemExit(1)
         return kept if changed is True else None
+
+    def _stop(
+        self, server: uvicorn.Server, whole: Draining, listening: socket.socket, number: int, frame: Any
+    ) -> None:
+        """End by a signal: SIGTERM lets go first of what we hold, Ctrl-C and a second signal do not wait."""
+        if number != signal.SIGTERM or whole.draining or not server.started:
+            server.handle_exit(number, frame)
+        else:
+            self._leaving = asyncio.create_task(leave(server, whole, listening))
 
     def _compare(self, tools: dict[str, str], file: Path, *, anew: bool) -> None:
         """Tell how the tools differ from those served last, by this process or another."""
@@ -220,7 +235,7 @@ class _Process:
         elif anew:
             knocks.announce(self._log, "the target changed and is served anew; its tools are the same")
 
-    async def _watch(self, target: targets.Target | None, server: uvicorn.Server, whole: _Draining) -> bool:
+    async def _watch(self, target: targets.Target | None, server: uvicorn.Server, whole: Draining) -> bool:
         """Wait until the target's files changed and can be served, then end the server. Returns: True."""
         files = _files(target)
         async for _ in _changes(files, self._since):
@@ -272,28 +287,6 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave them to _guarded."""
         yield
-
-
-class _Draining:
-    """Ends kept connections with their next answer once we are about to start anew.
-
-    A proxy that sends on a kept connection in the moment in which we close it must answer 502: it cannot know
-    whether the request was done.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self.draining = False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on."""
-
-        async def closing(message: Message) -> None:
-            if self.draining and message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
-            await send(message)
-
-        await self._app(scope, receive, closing if scope["type"] == "http" else send)
 
 
 def _files(target: targets.Target | None) -> set[Path]:

@@ -20,7 +20,10 @@ _ORIGIN = re.compile(
     r"(null|\*|[a-z][a-z0-9+.-]*://(\*\.)?(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:([0-9]{1,5}|\*))?)", re.I | re.A
 )
 _HOST = re.compile(r"(\*\.)?[a-z0-9.-]+|\[[0-9a-f:]+\]", re.I | re.A)
-_COMPOSE_ONLY = ("NGROK_API_KEY", "SLIPWAY_UID", "SLIPWAY_GID", "SLIPWAY_INIT", "SLIPWAY_CADDYFILE_HASH")
+_COMPOSE_ONLY = (
+    "NGROK_API_KEY", "SLIPWAY_UID", "SLIPWAY_GID", "SLIPWAY_INIT", "SLIPWAY_CADDYFILE_HASH",
+    "COMPOSE_PROFILES", "SLIPWAY_REPLICAS", "SLIPWAY_IMAGE",
+)  # fmt: skip
 _OURS = ("SLIPWAY_", "NGROK_")
 TARGET_NAMES = "SLIPWAY_TARGET_NAMES"  # which variables of a container are the target's, comma-separated
 
@@ -104,6 +107,10 @@ class Settings(BaseModel):
     )
     server_host: str = Field("127.0.0.1", alias="SERVER_HOST", description="Address the server binds; loopback.")
     server_port: Port = Field(8000, alias="SERVER_PORT", description="Port of the MCP server, loopback only.")
+    server_port_last: int = Field(
+        0, ge=0, le=65535, alias="SERVER_PORT_LAST",
+        description="With replicas in Docker: the last of their ports, from SERVER_PORT on.",
+    )  # fmt: skip
     edge_port: Port = Field(8080, alias="EDGE_PORT", description="Plain HTTP port that the tunnel forwards to.")
     tls_port: Port = Field(8443, alias="TLS_PORT", description="HTTPS port for clients on this machine.")
     console_port: Port = Field(8081, alias="CONSOLE_PORT", description="Port of the browser console.")

@@ -1,6 +1,6 @@
 """Starts and stops server and edge: with Docker Compose where an engine answers, as child processes otherwise.
 
-`python -m slipway.stack up [--local] [TARGET] | down`; scripts/up and scripts/down are its doors.
+`python -m slipway.stack up [--local] [TARGET] | down | prepare`; scripts/up, down and swarm are its doors.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def prepare(root: Path = ROOT) -> settings.Settings:
                 )
                 stream.write(f"SLIPWAY_UID={uid}\nSLIPWAY_GID={gid}\n")
         config = settings.load(os.environ, env)
-        for folder in ("", "log", "run", "caddy", "data"):
+        for folder in ("", "log", "run", "caddy", "data", "redis"):
             (root / config.state / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = not (root / config.secret_file).exists()
         tokens.ensure_secret(root / config.secret_file)
@@ -105,7 +105,7 @@ def children(config: settings.Settings, root: Path = ROOT) -> dict[str, tuple[li
     wanted = ("EDGE_PORT", "TLS_PORT", "CONSOLE_PORT", "SLIPWAY_ALLOWED_ORIGINS", "SLIPWAY_MAX_BODY")
     edge = targets.clean_environment(os.environ, {}) | {name: shared[name] for name in wanted}
     edge |= {
-        "UPSTREAM": f"127.0.0.1:{config.server_port}",
+        "UPSTREAM": f"127.0.0.1 {config.server_port}",
         "EDGE_LOG": str(state / "log" / "edge.jsonl"),
         "CONSOLE_ROOT": str(root / "slipway" / "web" / "console"),
         "XDG_DATA_HOME": str(state),
@@ -308,8 +308,11 @@ def main(arguments: list[str]) -> int:
                 up(local="--local" in rest, target="".join(words))
             case ["down"]:
                 down()
+            case ["prepare"]:
+                config = prepare()
+                compose.hand_over(ROOT / config.state, ROOT / config.secret_file)
             case _:
-                say("usage: python -m slipway.stack up [--local] [TARGET] | down")
+                say("usage: python -m slipway.stack up [--local] [TARGET] | down | prepare")
                 return 2
     except Problem as problem:
         say(str(problem))

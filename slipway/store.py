@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import secrets
 import time
@@ -15,7 +16,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse
@@ -24,6 +25,8 @@ from slipway.errors import Problem
 from slipway.files import Damaged, Files
 
 PATIENCE = 2.0  # seconds in which a shared store must answer
+AT_START = 4.0  # seconds in which it must have begun to; in a swarm both start at once
+RETRY = 0.2  # seconds
 LOCK_LIFE = 10.0  # seconds after which the lock of a replica that died is free again
 LOCK_LOOK = 0.02  # seconds between two looks at a lock that another replica holds
 LOOK = 1.0  # seconds between two looks at whether the store is there, and still the same
@@ -343,13 +346,52 @@ async def check(redis_url: str) -> None:
     """
     if not redis_url:
         return
-    try:
-        found = open_store(Path(), redis_url)
-        found.say = log.debug
-        await found.get("nothing", collection="check")
-    except Trouble as trouble:
-        where = urlsplit(redis_url)
-        raise Problem(
-            f"Redis at {where.hostname}:{where.port or 6379} does not answer: {trouble.cause}",
-            "Start it, or mend REDIS_URL in .env (empty means files, for one server)",
-        ) from None
+    found, why = open_store(Path(), redis_url), "timed out"
+    found.say = log.debug
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(AT_START):
+            while True:
+                try:
+                    await found.get("nothing", collection="check")
+                except Trouble as trouble:
+                    why, found.away = trouble.cause, False
+                    await asyncio.sleep(RETRY)
+                else:
+                    return
+    where = urlsplit(redis_url)
+    raise Problem(
+        f"Redis at {where.hostname}:{where.port or 6379} does not answer: {why}",
+        "Start it (ours: docker compose --profile scale up redis), or mend REDIS_URL in .env (empty: files)",
+    )
+
+
+async def claim(folder: Path) -> IO[bytes]:
+    """Become the only process that keeps its state in the files of a folder.
+
+    Returns: what holds the claim while it is open.
+    Raises:
+        Problem: another process has it; each would overlook what the other revokes.
+    """
+    held = _open_claim(folder)
+    with contextlib.suppress(TimeoutError):
+        # one that is just ending may still have it
+        async with asyncio.timeout(AT_START):
+            while True:
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    await asyncio.sleep(LOCK_LOOK)
+                except OSError:
+                    return held  # a file system that knows no locks
+                else:
+                    return held
+    held.close()
+    raise Problem(
+        "Another server keeps its state in the same files; with files there can be one.",
+        "For several: REDIS_URL=redis://redis:6379/0 in .env, then docker compose --profile scale up",
+    )
+
+
+def _open_claim(folder: Path) -> IO[bytes]:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return (folder / "claim").open("wb")

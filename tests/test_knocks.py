@@ -157,3 +157,19 @@ def test_a_tail_starts_at_the_end(tmp_path: Path) -> None:
 )
 def test_only_a_safe_request_id_is_repeated(given: str | None, kept: bool) -> None:
     assert (knocks.request_id(given) == given) is kept
+
+
+def test_a_log_that_another_replica_rotated_is_not_rotated_again(tmp_path: Path) -> None:
+    path = tmp_path / "server.jsonl"
+    one, other = (knocks._PrivateFile(path, maxBytes=300, backupCount=3) for _ in range(2))
+    line = logging.makeLogRecord({"msg": "x" * 120})
+    try:
+        for replica in (one, one, other, one):  # the third rotates, the fourth still has the old file open
+            replica.emit(line)
+    finally:
+        one.close()
+        other.close()
+    assert {file.name: file.read_text().count("\n") for file in tmp_path.iterdir()} == {
+        "server.jsonl": 2,
+        "server.jsonl.1": 2,
+    }
