@@ -121,3 +121,20 @@ def test_no_redis_holds_a_token_or_a_code(replicas: tuple[Stack, Stack], redis_u
 def test_the_numbers_say_whether_redis_answers(replicas: tuple[Stack, Stack]) -> None:
     url = replicas[0].server_url.replace("/mcp", "/metrics")
     assert "\nslipway_redis_up 1.0\n" in httpx2.get(url).text
+
+
+def test_a_subject_has_one_account_over_all_replicas(
+    make_stack: Callable[..., Stack], redis_url: str, tmp_path: Path
+) -> None:
+    tokens.ensure_secret(tmp_path / "secret")
+    more = {"REDIS_URL": redis_url, "SLIPWAY_SECRET_FILE": str(tmp_path / "secret"), "SLIPWAY_CALLS_PER_MINUTE": "10"}
+    both = [make_stack(**more), make_stack(**more)]
+    headers = both[0].bearer() | {"authorization": f"Bearer {both[0].token(subject=name())}"}
+    ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    codes = [
+        httpx2.post(stack.server_url, headers=headers, json=ping, timeout=20).status_code
+        for _ in range(10) for stack in both
+    ]  # fmt: skip
+    assert codes[:10] == [200] * 10
+    assert codes[-1] == 429
+    assert codes.count(200) <= 14  # a minute's edge lets a few more pass; counting alone, each would have let ten
