@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 from urllib.parse import quote
 
@@ -207,10 +207,10 @@ class Straight:
         self._endpoint = endpoint
         self._rest = rest
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Hand on."""
         straight = scope["type"] == "http" and scope["path"] == MCP_PATH
-        await (self._endpoint if straight else self._rest)(scope, receive, send)
+        return (self._endpoint if straight else self._rest)(scope, receive, send)
 
 
 class OneSpelling:
@@ -219,13 +219,13 @@ class OneSpelling:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Hand on, with the one path, and a query in ASCII: Starlette takes all other bytes for UTF-8."""
         if scope["type"] == "http" and not scope["query_string"].isascii():
             scope = {**scope, "query_string": quote(scope["query_string"], safe=_ASCII).encode()}
         if scope["type"] == "http" and scope["path"] == MCP_PATH + "/":
             scope = {**scope, "path": MCP_PATH, "raw_path": MCP_PATH.encode()}
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
 
 _HELLO = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "slipway", "version": "0"}}

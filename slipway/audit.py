@@ -69,17 +69,24 @@ class Audit:
                 knock.bytes_out += len(message.get("body", b""))
             await send(message)
 
-        reset = knocks.current.set(knock)
+        reset, came = knocks.current.set(knock), True
         try:
             # of a DELETE too: where sessions are "auto", two apps may ask for the body, and it comes only once
             if scope["method"] in ("POST", "DELETE"):
-                await body.read()
+                try:
+                    await body.read()
+                except TimeoutError:
+                    came = False
                 knock.bytes_in = len(body.content)
-        except TimeoutError:
-            why = f"The body did not arrive in {MAX_SECONDS:.0f} s. Send the request again."
-            await refuse(scope, recording, 408, why, [(b"connection", b"close")], limit="slow_body")
-        else:
-            await self._answer(scope, body, recording, knock)
+            if came:
+                await self._app(scope, body.replay(), recording)
+            else:
+                why = f"The body did not arrive in {MAX_SECONDS:.0f} s. Send the request again."
+                await refuse(scope, recording, 408, why, [(b"connection", b"close")], limit="slow_body")
+        except Exception:
+            knock.reason = knock.reason or "internal error: see the server's log"
+            knock.status = knock.status or 500
+            raise
         finally:
             knocks.current.reset(reset)
             if not knock.status:
@@ -87,14 +94,6 @@ class Audit:
             finish()
             if self._answered and not quiet:
                 self._answered(knock)
-
-    async def _answer(self, scope: Scope, body: Body, send: Send, knock: knocks.Knock) -> None:
-        try:
-            await self._app(scope, body.replay(), send)
-        except Exception:
-            knock.reason = knock.reason or "internal error: see the server's log"
-            knock.status = knock.status or 500
-            raise
 
     def _write(self, knock: knocks.Knock) -> None:
         knocks.write(self._log, knock)

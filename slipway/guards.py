@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -44,10 +44,10 @@ class HostGuard:
         self._app = app
         self._hosts = hosts
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer 421 or hand on."""
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+            return self._app(scope, receive, send)
         headers = Headers(scope=scope)
         host = host_name(headers.get("host", ""))
         allowed = [*LOOPBACK, *self._hosts()]
@@ -55,7 +55,7 @@ class HostGuard:
         whole = _HOST.fullmatch(headers.get("host", "").lower())
         if not whole or not any(_fits(host, pattern) for pattern in allowed):
             seen = knocks.printable(host, 253) or "(none)"
-            return await refuse(
+            return refuse(
                 scope,
                 send,
                 421,
@@ -66,8 +66,8 @@ class HostGuard:
         if origin and public_host(origin) not in _LOOPBACK_ORIGINS:
             seen = knocks.printable(origin, 253)
             text = f"The Origin {seen} may not call the server past its edge. Use the edge's URL."
-            return await refuse(scope, send, 403, text, code="origin")
-        return await self._app(scope, receive, send)
+            return refuse(scope, send, 403, text, code="origin")
+        return self._app(scope, receive, send)
 
 
 def _fits(host: str, pattern: str) -> bool:

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import uvicorn
 from starlette.responses import JSONResponse
@@ -34,25 +34,27 @@ class Draining:
         self.draining = False
         self.unanswered = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Hand on; /readyz is ours while we leave."""
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+            return self._app(scope, receive, send)
         if self.draining and scope["path"] == "/readyz":
             leaving = JSONResponse({"ready": False, "answer": "stopping"}, 503, {"connection": "close"})
-            return await leaving(scope, receive, send)
+            return leaving(scope, receive, send)
 
         async def closing(message: Message) -> None:
             if self.draining and message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
             await send(message)
 
-        counted = scope["method"] == "POST"
-        self.unanswered += counted
+        return (self._counted if scope["method"] == "POST" else self._app)(scope, receive, closing)
+
+    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.unanswered += 1
         try:
-            await self._app(scope, receive, closing)
+            await self._app(scope, receive, send)
         finally:
-            self.unanswered -= counted
+            self.unanswered -= 1
 
 
 async def leave(server: uvicorn.Server, whole: Draining, listening: socket.socket) -> None:

@@ -230,14 +230,6 @@ class PerIdentity:
         streams = scope["method"] == "GET" or method == LISTENING
         if streams and (over := self._limits.take("streams_at_once", who.key, who.allowed.streams_at_once)):
             return await self._refuse(scope, send, who, over)
-        try:
-            await self._serve(scope, receive, send, who)
-        finally:
-            if streams:
-                self._limits.give_back("streams_at_once", who.key)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, who: Identity) -> None:
-        """Hand on, and keep the list of sessions."""
         named, opened = Headers(scope=scope).get("mcp-session-id", ""), ""
         deleted = False
 
@@ -257,6 +249,8 @@ class PerIdentity:
         try:
             await self._app(scope, receive, watching)
         finally:
+            if streams:
+                self._limits.give_back("streams_at_once", who.key)
             self._sessions.used(named or opened, -1)
             if deleted:
                 self._sessions.ended(named)

@@ -186,7 +186,7 @@ class _Process:
             server = _Server(
                 uvicorn.Config(
                     SlowReaders(whole), log_config=None, access_log=False, server_header=False, lifespan="on",
-                    timeout_graceful_shutdown=SHUTDOWN_GRACE,
+                    interface="asgi3", timeout_graceful_shutdown=SHUTDOWN_GRACE,
                 )
             )  # fmt: skip
             kept = os.dup(listening.fileno())

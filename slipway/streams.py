@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 from cachetools import TLRUCache
@@ -27,15 +28,17 @@ class FirstByte:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Hand on; add the comment to event streams."""
+        if scope["type"] != "http":
+            return self._app(scope, receive, send)
 
         async def opening(message: Message) -> None:
             await send(message)
             if message["type"] == "http.response.start" and _streams(message):
                 await send({"type": "http.response.body", "body": OPENED, "more_body": True})
 
-        await self._app(scope, receive, opening if scope["type"] == "http" else send)
+        return self._app(scope, receive, opening)
 
 
 class SlowReaders:
@@ -49,8 +52,10 @@ class SlowReaders:
         self._app = app
         self._patience = patience or PATIENCE
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Hand on."""
+        if scope["type"] != "http":
+            return self._app(scope, receive, send)
 
         async def cutting(message: Message) -> None:
             try:
@@ -64,7 +69,7 @@ class SlowReaders:
                     transport.abort()
                 raise OSError("the client does not read its answer") from None
 
-        await self._app(scope, receive, cutting if scope["type"] == "http" else send)
+        return self._app(scope, receive, cutting)
 
 
 class BoundedEvents(MemoryStore):

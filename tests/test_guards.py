@@ -116,7 +116,9 @@ async def stream(_: Scope, __: Receive, send: Send) -> None:
 
 async def served(app: ASGIApp) -> tuple[uvicorn.Server, asyncio.Task[None], int]:
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, lifespan="off", interface="asgi3", timeout_graceful_shutdown=1)
+    )
     task = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started:
         await asyncio.sleep(0.01)

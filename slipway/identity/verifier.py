@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -95,10 +95,10 @@ class Challenge:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer 401 without a token or with a refused one, 403 with one that has no tool scope, or hand on."""
         if scope["type"] != "http" or scope["path"] != "/mcp":
-            return await self._app(scope, receive, send)
+            return self._app(scope, receive, send)
         # where a host that takes no bearer finds the way to sign in (RFC 9728 §5.1); HostGuard checked the Host
         origin = f"{scope['scheme']}://{Headers(scope=scope).get('host', '').lower()}"
         where = f', resource_metadata="{origin}/.well-known/oauth-protected-resource/mcp"'
@@ -106,17 +106,17 @@ class Challenge:
         knock: knocks.Knock | None = scope.get("slipway.knock")
         if isinstance(user, AuthenticatedUser):
             if any(name.startswith(TOOL_PREFIX) for name in user.scopes):
-                return await self._app(scope, receive, send)
+                return self._app(scope, receive, send)
             text = "This token opens no tool: it has no scope of the form tool:NAME."
-            return await self._refuse(send, knock, 403, "insufficient_scope", text, ', scope="tool:*"' + where)
+            return self._refuse(send, knock, 403, "insufficient_scope", text, ', scope="tool:*"' + where)
         if trouble := _unjudged.get():
-            return await trouble.answer()(scope, receive, send)
+            return trouble.answer()(scope, receive, send)
         given = Headers(scope=scope).get("authorization", "")
         if given.lower().startswith("bearer "):
             text = "The bearer token is expired, not for this server, or not valid. Ask the operator for a new one."
-            return await self._refuse(send, knock, 401, "invalid_token", text, where)
+            return self._refuse(send, knock, 401, "invalid_token", text, where)
         text = "Send a token: `Authorization: Bearer TOKEN`. The operator makes one with scripts/mint."
-        return await self._refuse(send, knock, 401, "", text, where)
+        return self._refuse(send, knock, 401, "", text, where)
 
     async def _refuse(
         self, send: Send, knock: knocks.Knock | None, status: int, error: str, text: str, more: str = ""
