@@ -106,10 +106,17 @@ class _Behind(logging.Handler):
         self._handler = handler
         self._waiting: queue.Queue[logging.LogRecord | None] = queue.Queue(MAX_WAITING)
         self._lost = 0
-        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
-        self._thread.start()
+        self._thread = self._started()
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._write, name="log", daemon=True)
+        thread.start()
+        return thread
 
     def emit(self, record: logging.LogRecord) -> None:
+        if not self._thread.is_alive():
+            # a target that configures logging closes the handlers of everybody
+            self._thread = self._started()
         try:
             self._waiting.put_nowait(record)
         except queue.Full:
@@ -125,8 +132,6 @@ class _Behind(logging.Handler):
                 self._handler.handle(logging.makeLogRecord({"msg": text}))
             self._handler.handle(record)
             self._waiting.task_done()
-        with contextlib.suppress(OSError):
-            self._handler.close()
 
     def flush(self) -> None:
         until = time.monotonic() + FLUSH
@@ -138,6 +143,10 @@ class _Behind(logging.Handler):
         with contextlib.suppress(queue.Full):
             self._waiting.put_nowait(None)
             self._thread.join(FLUSH)
+        if not self._thread.is_alive():
+            # not by the thread: who closes all handlers may hold the lock that closing takes
+            with contextlib.suppress(OSError):
+                self._handler.close()
         super().close()
 
 

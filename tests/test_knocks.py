@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -72,6 +74,29 @@ def test_a_writer_that_hangs_costs_lines_and_says_how_many(tmp_path: Path, monke
         text += os.read(reader, 65536)
         knocks.write(logger, Knock(reason="after", status=200))
     os.close(reader)
+
+
+def test_a_program_that_configures_logging_stops_no_log_and_waits_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        knocks, "FLUSH", 1000.0
+    )  # a thread that waits for the lock of who waits for it would do so for good
+    logger = knocks.open_log(tmp_path / "log")
+    knocks.write(logger, Knock(reason="before", status=200))
+    done = threading.Event()
+
+    def configure() -> None:
+        # it closes every handler, and holds logging's lock meanwhile
+        logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+        done.set()
+
+    threading.Thread(target=configure, daemon=True).start()
+    assert done.wait(60)
+    knocks.write(logger, Knock(reason="after", status=200))
+    flush(logger)
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert reasons == ["before", "after"]
 
 
 def test_a_call_that_outlives_its_request_gets_a_line_of_its_own() -> None:
