@@ -123,7 +123,10 @@ class _Behind(logging.Handler):
             self._lost += 1
 
     def _write(self) -> None:
-        while (record := self._waiting.get()) is not None:
+        while True:
+            record = self._waiting.get()
+            if record is None:
+                return self._waiting.task_done()
             if lost := self._lost:
                 self._lost = 0
                 text = json.dumps(
