@@ -48,8 +48,7 @@ def database() -> Iterator[sqlite3.Connection]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / "notes.sqlite3"
     with contextlib.suppress(FileExistsError):
-        # only where it is new: to close a file gives up this process's locks on it, those of SQLite in other threads
-        # too, and a second process would write in between
+        # only a new one: closing a file drops all locks that this process has on it, SQLite's in other threads too
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     with contextlib.closing(sqlite3.connect(path, timeout=10)) as connection:
         connection.executescript(SCHEMA + (INDEX if has_fts5(connection) else ""))
@@ -93,16 +92,14 @@ async def save_note(
     def work(db: sqlite3.Connection) -> bool:
         db.execute("BEGIN IMMEDIATE")  # two retries at once must not both find no key
         if idempotency_key:
-            known = db.execute(
-                "SELECT body FROM writes WHERE subject=? AND key=?", (subject, idempotency_key)
-            ).fetchone()
+            mine = (subject, idempotency_key)
+            known = db.execute("SELECT body FROM writes WHERE subject=? AND key=?", mine).fetchone()
             if known:
                 if known[0] != body:
                     raise ToolError("This idempotency_key was used for another note. Send a new key.")
                 return True
-            db.execute("INSERT INTO writes (subject, key, body) VALUES (?, ?, ?)", (subject, idempotency_key, body))
-            # a retry comes within minutes; a day is plenty
-            db.execute("DELETE FROM writes WHERE at < julianday('now') - 1")
+            db.execute("INSERT INTO writes (subject, key, body) VALUES (?, ?, ?)", (*mine, body))
+            db.execute("DELETE FROM writes WHERE at < julianday('now') - 1")  # plenty for a retry
         exists = db.execute("SELECT 1 FROM notes WHERE subject=? AND title=?", (subject, title)).fetchone()
         (count,) = db.execute("SELECT count(*) FROM notes WHERE subject=?", (subject,)).fetchone()
         if not exists and count >= MAX_NOTES:

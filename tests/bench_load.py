@@ -177,6 +177,18 @@ def _listens(port: int) -> bool:
     return True
 
 
+async def answer(reader: asyncio.StreamReader) -> int:
+    """Read one HTTP/1.1 answer to its end. Returns: the status."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+    if "transfer-encoding: chunked" in head:
+        while size := int(await reader.readline(), 16):
+            await reader.readexactly(size + 2)
+        await reader.readline()
+    else:
+        await reader.readexactly(int(head.partition("content-length: ")[2].split("\r")[0]))
+    return int(head.split()[1])
+
+
 async def seats(folder: Path, number: float, seconds: float = 20.0) -> None:
     """Seats that all call at once, as fast as they are answered: calls a second, what is refused, how long it takes."""
     count = int(number)
@@ -184,32 +196,38 @@ async def seats(folder: Path, number: float, seconds: float = 20.0) -> None:
     codes: Counter[int] = Counter()
     took: list[float] = []
     served: Counter[str] = Counter()
+    body = json.dumps(ADD).encode()
     try:
+
+        async def seat(name: str) -> None:
+            reader, writer = await asyncio.open_connection("localhost", stack.config.tls_port, ssl=stack.trust())
+            lines = headers(stack, name) | {"host": "localhost", "content-length": str(len(body))}
+            request = "".join(f"{key}: {value}\r\n" for key, value in lines.items())
+            request = f"POST /mcp HTTP/1.1\r\n{request}\r\n"
+            await begin.wait()
+            while time.perf_counter() < until:
+                begun = time.perf_counter()
+                writer.write(request.encode() + body)
+                code = await answer(reader)
+                codes[code] += 1
+                if code == 200:
+                    took.append(time.perf_counter() - begun)
+                    served[name] += 1
+            writer.close()
+
+        begin, until = asyncio.Event(), 0.0
+        working = [asyncio.create_task(seat(f"seat {number}")) for number in range(count)]
+        await asyncio.sleep(2)  # for the handshakes, which are not what is measured
         until = time.perf_counter() + seconds
-        limits = httpx2.Limits(max_connections=count, max_keepalive_connections=count)
-        async with httpx2.AsyncClient(timeout=60, verify=stack.trust(), limits=limits) as http:
-
-            async def seat(name: str) -> None:
-                head = headers(stack, name)
-                while time.perf_counter() < until:
-                    begun = time.perf_counter()
-                    try:
-                        answer = await http.post(stack.tls_url, headers=head, json=ADD)
-                    except httpx2.TransportError as error:
-                        say(f"  {name}: {type(error).__name__}")
-                        codes[0] += 1
-                        continue
-                    codes[answer.status_code] += 1
-                    if answer.status_code == 200:
-                        took.append(time.perf_counter() - begun)
-                        served[name] += 1
-
-            await asyncio.gather(*(seat(f"seat {number}") for number in range(count)))
+        begin.set()
+        failed = [each for each in await asyncio.gather(*working, return_exceptions=True) if each]
         said = ", ".join(f"{code}: {number}" for code, number in sorted(codes.items()))
         say(f"{count} seats at once, TLS, {seconds:.0f} s        {sum(codes.values()) / seconds:.0f} calls/s; {said}")
         say(
             f"                                     {spread(took)}; a seat had {min(served.values())} … {max(served.values())}"
         )
+        if failed:
+            say(f"                                     FAILED: {len(failed)}, {failed[0]!r}")
     finally:
         stack.stop()
 

@@ -160,7 +160,6 @@ def test_without_docker_the_list_says_so(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 @pytest.mark.docker
 @pytest.mark.slow
-@pytest.mark.xdist_group("docker")
 def test_the_list_of_our_image_is_what_the_lock_file_pins_and_what_debian_has() -> None:
     found = sbom.inventory("")
     text = sbom.render(found)

@@ -22,7 +22,7 @@ from tests.conftest import Stack
 from tests.stack.test_doctor import diseased
 
 # with the Docker tests on one worker: a container that starts changes the networks, and Chromium drops its requests
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docker")]
+pytestmark = [pytest.mark.slow]
 
 PREFLIGHTS = {f"preflight-{name}" for name in ("handshake", "resume", "newest", "param", "ngrok")}
 STREAMS = {"post-stream", "post-stream-newest"}

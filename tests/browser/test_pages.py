@@ -14,7 +14,7 @@ from tests.conftest import Stack
 from tests.stack.test_oauth import invite, name
 from tests.test_admin import status
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docker")]
+pytestmark = [pytest.mark.slow]
 
 
 @pytest.mark.parametrize("screen", SCREENS)

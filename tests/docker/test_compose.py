@@ -21,7 +21,7 @@ from fastmcp import Client
 from slipway import compose, settings, tokens
 from tests.conftest import ROOT, clean_environment, copy_of_the_tree, wait_until
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.xdist_group("docker")]
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 
 class Containers:

@@ -26,7 +26,7 @@ from tests.stack.test_streams import client, message, newest
 from tests.test_admin import ask, mint, status
 
 __all__ = ["_closed", "containers"]
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.xdist_group("docker")]
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 BOUND = 60.0  # seconds in which any caller must have been told; far more than it takes
 

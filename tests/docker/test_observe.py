@@ -19,7 +19,7 @@ from slipway import compose
 from tests.conftest import ROOT, copy_of_the_tree, free_ports, wait_until
 from tests.docker.test_compose import Containers
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.xdist_group("docker")]
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 STAND_IN = """
 FROM python:3.13-slim-trixie
@@ -67,10 +67,21 @@ def project(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Co
 
 async def test_prometheus_scrapes_every_replica_and_ends_with_the_rest(project: Containers) -> None:
     project.up()
+    project.environment |= {"REDIS_URL": "redis://redis:6379/0"}  # two servers on the same files are refused
     (project.root / "replicas.yml").write_text(REPLICAS)
-    files = ("-f", "docker-compose.yml", "-f", "replicas.yml", "--profile", "observe")
+    files = ("-f", "docker-compose.yml", "-f", "replicas.yml", "--profile", "observe", "--profile", "scale")
     project.compose(
-        *files, "up", "--detach", "--wait", "--no-deps", "--no-build", "--scale", "server=2", "server", "prometheus"
+        *files,
+        "up",
+        "--detach",
+        "--wait",
+        "--no-deps",
+        "--no-build",
+        "--scale",
+        "server=2",
+        "redis",
+        "server",
+        "prometheus",
     )
     url = f"http://127.0.0.1:{project.environment['PROMETHEUS_PORT']}/api/v1/query"
 

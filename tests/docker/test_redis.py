@@ -18,7 +18,7 @@ from tests.stack.test_oauth import Browser, _closed, invite, name, refresh, sign
 from tests.test_admin import ask, mint, status
 
 __all__ = ["_closed"]
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.xdist_group("docker")]
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from tests.conftest import copy_of_the_tree, free_ports, wait_until
 from tests.docker.load import load
 from tests.docker.test_compose import Containers
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.xdist_group("docker")]
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 HELLO = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "0"}}
 

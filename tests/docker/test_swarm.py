@@ -16,7 +16,7 @@ from tests.conftest import copy_of_the_tree, wait_until
 from tests.docker.load import load
 from tests.docker.test_scale import Replicas
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.xdist_group("docker")]
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 
 class Swarm(Replicas):

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from slipway import leaving, serving
-from tests.conftest import ROOT, Stack, clean_environment, free_ports
+from tests.conftest import ROOT, UNLIMITED, Stack, clean_environment, free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ async def calls(client: httpx2.AsyncClient, stack: Stack, answered: list[int]) -
 
 
 async def test_a_stop_refuses_connections_and_breaks_none(make_stack: Callable[..., Stack]) -> None:
-    stack, answered = make_stack(), []
+    stack, answered = make_stack(**UNLIMITED), []
     async with httpx2.AsyncClient(timeout=20) as client:
         callers = [asyncio.create_task(calls(client, stack, answered)) for _ in range(8)]
         while len(answered) < 40:

@@ -22,7 +22,7 @@ from fastmcp import Client
 from fastmcp.exceptions import ToolError
 from mcp.client.subscriptions import listen
 
-from tests.conftest import ROOT, Stack, free_ports, wait_until
+from tests.conftest import ROOT, UNLIMITED, Stack, free_ports, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -431,7 +431,7 @@ async def test_an_edit_is_served_at_once_without_refusing_a_request(make_stack: 
     file.write_text(
         "from fastmcp import FastMCP\nmcp = FastMCP('bot')\n@mcp.tool\nasync def one() -> int:\n    return 1\n"
     )
-    stack = make_stack(SLIPWAY_TARGET=str(file))
+    stack = make_stack(SLIPWAY_TARGET=str(file), **UNLIMITED)
     pid = stack.processes["server"].pid
     failures: list[str] = []
     done = threading.Event()
