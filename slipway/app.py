@@ -111,6 +111,9 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
                 await stack.enter_async_context(app.lifespan(app))
             await _warm_up(whole, secret)
             yield
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await ledger.noted()
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")

@@ -34,11 +34,13 @@ AUTHTOKEN = "2abcDEFghijklmnopqrstuvwxyz_0123456789"  # pragma: allowlist secret
 class OneEngine(LoadScopeScheduling):
     """Gives all tests of the Docker engine to one worker: they share its ports, its images and its one swarm.
 
+    Those in Chromium, too: when the engine adds or removes a network, Chromium ends what it loads.
+
     Not by pytest-xdist's own groups: 3.8 does not see them with pytest 9.2, and says nothing.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "docker" if nodeid.startswith("tests/docker/") else nodeid
+        return "docker" if nodeid.startswith(("tests/docker/", "tests/browser/")) else nodeid
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -157,4 +158,36 @@ async def test_replicas_see_each_others_tokens_and_a_first_use_undoes_no_revocat
 
     one.get = slow  # type: ignore[method-assign, assignment]
     await one.seen(ana)
+    await one.noted()
     assert await one.refusal(ana) and await other.refusal(ana)
+
+
+async def test_a_first_call_does_not_wait_for_the_disk_and_outlives_a_restart(make: Any) -> None:
+    ledger, many = make(), [claims() for _ in range(40)]
+    free = asyncio.Event()
+    put = ledger._store.put
+
+    async def slow(*given: Any, **more: Any) -> None:
+        await free.wait()
+        await put(*given, **more)
+
+    ledger._store.put = slow
+    for one in many:
+        await ledger.seen(one)  # a disk that is waited for would hold this for good
+    assert await ledger.refusal(many[0]) == ""
+    free.set()
+    await ledger.noted()
+    again = make()
+    await again.load()
+    assert {record.jti for record in await again.all()} >= {one["jti"] for one in many}
+    assert all(record.first_used_at for record in await again.all() if record.jti in {one["jti"] for one in many})
+
+
+async def test_a_token_that_is_revoked_while_its_first_use_is_noted_stays_so(make: Any) -> None:
+    ledger, one = make(), claims()
+    await ledger.seen(one)
+    await ledger.revoke(one["jti"])
+    await ledger.noted()
+    again = make()
+    await again.load()
+    assert "revoked" in await again.refusal(one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from slipway.store import Store, Trouble
 
 TOKENS, CUTOFFS, INDEX = "tokens", "cutoffs", "index"
 PASTED = "pasted"
+BATCH = 16  # first uses that are written under one lock
 EVERYBODY = "*"  # the cutoff of all subjects; no subject is called so, since it must not start a cutoff of its own
 KEPT = 30 * 86400  # seconds that a record outlives its token, so that `list` can still explain a refusal
 MAX_RECORDS = 20_000  # oldest go first; a token that is forgotten is judged by its signature and the cutoffs alone
@@ -61,6 +63,8 @@ class Ledger:
         self._cutoffs: dict[str, float] = {}
         self._unsaved: set[str] = set()  # of tokens, what the store could not take
         self._unsaved_cutoffs = False
+        self._noting: dict[str, Record] = {}  # whose first use is about to be written
+        self._noter: asyncio.Future[None] | None = None
         store.on_return.append(self._write_back)
 
     async def load(self) -> None:
@@ -114,29 +118,47 @@ class Ledger:
     async def seen(self, claims: dict[str, Any]) -> None:
         """Note a token's first use; one that was made without us comes into the ledger by it.
 
-        A call that is good does not end because that cannot be written: it is noted in memory, and written later.
+        The call does not wait for the disk, nor end where it is full: it is noted in memory, and written soon. Two
+        hundred people who call for the first time at once would stand in a line for it.
         """
-        try:
-            await self._seen(claims)
-        except Trouble:
-            jti = claims["jti"]
-            record = self._records.get(jti) or _record(claims, via=PASTED)
-            record.first_used_at = record.first_used_at or time.time()
-            self._remember(record)
-            self._unsaved.add(jti)
-
-    async def _seen(self, claims: dict[str, Any]) -> None:
-        record = await self.get(claims["jti"])
-        if (record and record.first_used_at) or claims.get("client_id") == "self":
+        jti = claims["jti"]
+        if claims.get("client_id") == "self" or jti in self._noting or jti in self._unsaved:
             return
-        if not record:
-            await self.add(claims, via=PASTED)
-        async with self._store.lock(TOKENS):
-            # read again: it may have been revoked meanwhile
-            record = await self.get(claims["jti"])
-            if record and not record.first_used_at:
-                record.first_used_at = time.time()
-                await self._write(record)
+        try:
+            record = await self.get(jti)
+        except Trouble:
+            record = self._records.get(jti)
+        if record and record.first_used_at:
+            return
+        record = record or _record(claims, via=PASTED)
+        record.first_used_at = time.time()
+        self._remember(record)
+        self._noting[jti] = record
+        if self._noter is None or self._noter.done():
+            self._noter = asyncio.ensure_future(self._note())
+
+    async def noted(self) -> None:
+        """Wait until every first use is written, or cannot be."""
+        while self._noter and not self._noter.done():
+            await asyncio.wait({self._noter})
+
+    async def _note(self) -> None:
+        while batch := list(self._noting)[:BATCH]:
+            try:
+                async with self._store.lock(TOKENS):
+                    await self._write(*[await self._used(jti) for jti in batch])
+            except Trouble:
+                self._unsaved |= set(batch)
+            finally:
+                for jti in batch:
+                    del self._noting[jti]
+
+    async def _used(self, jti: str) -> Record:
+        """Return what is to be written of a first use; somebody may have revoked the token meanwhile."""
+        mine = self._noting[jti]
+        record = (await self.get(jti) if self._shared else self._records.get(jti)) or mine
+        record.first_used_at = record.first_used_at or mine.first_used_at
+        return record
 
     async def refusal(self, claims: dict[str, Any]) -> str:
         """Return why a token of good signature must not pass, or ""."""
@@ -187,6 +209,7 @@ class Ledger:
 
     async def all(self) -> list[Record]:
         """Return every record, the newest first."""
+        await self.noted()
         found = await self._all_kept() if self._shared else self._records.values()
         return sorted(found, key=lambda record: -record.issued_at)
 
@@ -301,14 +324,15 @@ class Ledger:
         except (TypeError, ValueError, AttributeError):
             return {}
 
-    async def _write(self, record: Record) -> None:
-        await self._store.put(record.jti, asdict(record), collection=TOKENS)
-        self._remember(record)
+    async def _write(self, *records: Record) -> None:
+        for record in records:
+            await self._store.put(record.jti, asdict(record), collection=TOKENS)
+            self._remember(record)
         known = await self._get_index() if self._shared else self._index
-        entry: list[float] = [record.ends_at(), record.revoked_at]
-        if known.get(record.jti) == entry:
+        entries: dict[str, list[float]] = {one.jti: [one.ends_at(), one.revoked_at] for one in records}
+        if all(known.get(jti) == entry for jti, entry in entries.items()):
             return
-        known[record.jti] = entry
+        known |= entries
         for jti in _over(known):
             del known[jti]
             self._records.pop(jti, None)

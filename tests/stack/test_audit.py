@@ -40,7 +40,7 @@ async def test_a_call_is_one_line_that_says_who_what_how_and_no_more(
     running = make_stack(SLIPWAY_TARGET=STUBBORN, SLIPWAY_AUDIT_PAYLOADS=str(payloads).lower())
     token = running.token()
     async with Client(running.tls_url, auth=token, verify=running.trust(), mode=ERAS[era]) as me:
-        assert (await me.call_tool("add", {"a": 4711, "b": 1})).data == 4712
+        assert (await me.call_tool("add", {"a": 471100000117, "b": 1})).data == 471100000118
         with pytest.raises(ToolError):
             await me.call_tool("crash")
     wait_until(lambda: len(calls(running)) == 2)
@@ -51,7 +51,7 @@ async def test_a_call_is_one_line_that_says_who_what_how_and_no_more(
     assert (bad["tool"], bad["outcome"]) == ("crash", "error")
     text = json.dumps(running.log("server"))
     assert token not in text
-    assert ("4711" in text, "4712" in text) == (payloads, payloads)
+    assert ("471100000117" in text, "471100000118" in text) == (payloads, payloads)
 
 
 def test_every_refusal_is_a_line_with_its_reason(shared_stack: Stack) -> None:
