@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 _LOGGED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|\{\"|  → ")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # Docker colours even where it is asked not to
@@ -22,6 +26,25 @@ class Problem(Exception):
         self.cause = cause
         self.cure = cure
         self.exit_code = exit_code
+
+
+def command(main: Callable[[list[str]], int]) -> NoReturn:
+    """Run a command line to its end: a problem is told with its cure, Ctrl-C and a closed pipe end it in silence.
+
+    Raises:
+        SystemExit: with the exit code.
+    """
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Problem as problem:
+        sys.stderr.write(f"{problem}\n")
+        sys.exit(problem.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # what is left in the buffer would be tried again at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
 
 
 def heard(text: str, exit_code: int) -> Problem | None:

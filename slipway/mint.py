@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from slipway import settings, tokens
-from slipway.errors import Problem
+from slipway.errors import command
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,8 +42,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except Problem as problem:
-        sys.stderr.write(f"{problem}\n")
-        sys.exit(problem.exit_code)
+    command(main)

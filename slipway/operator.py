@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from slipway import settings, tokens
-from slipway.errors import Problem
+from slipway.errors import Problem, command
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS = """examples:
@@ -241,11 +241,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except Problem as problem:
-        sys.stderr.write(f"{problem}\n")
-        sys.exit(problem.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(1)
+    command(main)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from slipway.errors import Problem
+from slipway.errors import Problem, command
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ("requirements.lock", "requirements-host.lock", "requirements-dev.lock", "requirements-uv.lock")
@@ -78,8 +78,4 @@ def main(argv: list[str], command: list[str] | None = None, seconds: float = SEC
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except Problem as problem:
-        sys.stderr.write(f"{problem}\n")
-        sys.exit(problem.exit_code)
+    command(main)

@@ -19,7 +19,7 @@ from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
 from packageurl import PackageURL
 
-from slipway.errors import Problem
+from slipway.errors import Problem, command
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = SchemaVersion.V1_6
@@ -138,8 +138,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except Problem as problem:
-        sys.stderr.write(f"{problem}\n")
-        sys.exit(problem.exit_code)
+    command(main)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from slipway import settings, tokens
 from slipway.doctor import examine, report
-from slipway.errors import Problem
+from slipway.errors import Problem, command
 from slipway.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -89,13 +89,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except Problem as problem:
-        sys.stderr.write(f"{problem}\n")
-        sys.exit(problem.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(1)
+    command(main)

@@ -283,7 +283,7 @@ async def test_a_call_to_a_server_that_was_paused_is_answered_when_it_goes_on(br
         while not steps:
             await asyncio.sleep(0.01)
         with paused(broken, "server"):
-            await asyncio.sleep(1)
+            await asyncio.sleep(1)  # a pause has no event of its own; twenty steps would have come meanwhile
         assert await asyncio.wait_for(running, BOUND) == "liftoff"
         assert steps == list(range(21))
 
