@@ -207,7 +207,7 @@ def from_edge(line: dict[str, Any]) -> Knock | None:
         refused = f"origin {line.get('origin', '')} is not in SLIPWAY_ALLOWED_ORIGINS"
     knock = Knock(
         outcome="refused",
-        time=float(line.get("ts", 0)),
+        time=float(line.get("ts", 0)) - float(line.get("duration", 0)),
         http=str(request.get("method", "")),
         path=str(request.get("uri", "")).split("?")[0],
         request_id=str(line.get("request_id", "")),

@@ -121,7 +121,7 @@ class Join:
 
     async def _events(self, jti: str) -> AsyncIterator[str]:
         # who is cut off must not come back at once, thirty at a time
-        yield f"retry: {RETRY}\n\n"
+        yield f"retry: {RETRY}\n: waiting\n\n"
         begun = beat = time.monotonic()
         shown: dict[str, Any] = {}
         waiting = True

@@ -202,10 +202,9 @@ class Board:
         """Return the latest refusals that nobody can be named for, the newest first."""
         return [asdict(each) for each in reversed(self._door) if each.time > time.time() - DOOR_LIFE]
 
-    def progress(self, subject: str) -> dict[str, Any]:
-        """Return which checkpoints there are, and which a subject's seat reached; {} for who has no seat."""
-        seat = self.lab.seat_of(subject)
-        if seat is None or not self.checkpoints:
+    def progress(self, seat: Seat) -> dict[str, Any]:
+        """Return which checkpoints there are, and which a seat reached; {} where there are none."""
+        if not self.checkpoints:
             return {}
         titles = [{"id": each.id, "title": each.title} for each in self.checkpoints]
         return {"all": titles, "reached": list(self.row(seat).reached)}

@@ -31,6 +31,9 @@ SLOW_LOOK = 1.0  # seconds between two looks at the lab, where others change it 
 COLLECTION, BOARD, MONTH = "board", "board", "month"
 
 
+_Record = tuple[knocks.Knock, bool]  # and whether it is the edge's
+
+
 class Feed:
     """What the board's pages are told."""
 
@@ -54,7 +57,9 @@ class Feed:
 
     def progress(self, subject: str) -> dict[str, Any]:
         """Return a subject's checkpoints; {} for who has no seat."""
-        return self.board.progress(subject) if self.board else {}
+        lab = self._labs.lab
+        seat = lab.seat_of(subject) if lab else None
+        return self.board.progress(seat) if self.board and seat else {}
 
     # --- reading
 
@@ -67,6 +72,9 @@ class Feed:
                     slowly = time.monotonic() + SLOW_LOOK
                     await self.look()
                 if self._tails:
+                    # who joined a moment ago may have called already
+                    await self._labs.refresh()
+                    self._seats()
                     self._read()
                     await self._save()
             await asyncio.sleep(LOOK if self._tails else SLOW_LOOK)
@@ -81,9 +89,7 @@ class Feed:
         if lab and (self.board is None or self.board.lab.id != lab.id):
             self.board = Board(lab, checkpoints.parse({each["id"]: _row(each) for each in lab.checkpoints}))
             await self._begin(lab)
-        elif lab and self.board and self.board.lab != lab:
-            self.board.seats_changed(lab)
-            self._tell()
+        self._seats()
         url = self._public_url()
         if lab and (wanted := lab.url if lab.lan else url.removesuffix("/mcp") or lab.url) != self._url:
             self._url = wanted
@@ -103,6 +109,13 @@ class Feed:
         if self.budget.version != version:
             self._tell()
 
+    def _seats(self) -> None:
+        """Show the board who sits where now."""
+        lab = self._labs.lab
+        if lab and self.board and self.board.lab is not lab and self.board.lab.id == lab.id and self.board.lab != lab:
+            self.board.seats_changed(lab)
+            self._tell()
+
     async def _begin(self, lab: Lab | None) -> None:
         """Recall what an earlier process knew, and read what was logged since."""
         month = await self._store.get(MONTH, collection=COLLECTION) or {}
@@ -115,14 +128,12 @@ class Feed:
         counted = float(month.get("at", time.time()))
         self._tails = {name: knocks.Tail(self._folder / f"{name}.jsonl") for name in ("server", "edge")}
         server, edge = await asyncio.to_thread(self._older, min(known, counted))
-        for number, line in enumerate(server):
-            self._of_server(line, known)
+        records: list[_Record] = []
+        for number, line in enumerate([*server, *edge]):
+            records += self._records(line, number >= len(server), known, counted)
             if number % BREATH == 0:
                 await asyncio.sleep(0)
-        for number, line in enumerate(edge):
-            self._of_edge(line, known, counted)
-            if number % BREATH == 0:
-                await asyncio.sleep(0)
+        self._take(records)
         self._tell()
 
     def _older(self, since: float) -> tuple[list[str], list[str]]:
@@ -138,30 +149,37 @@ class Feed:
         return found
 
     def _read(self) -> None:
-        for line in self._tails["server"].lines():
-            self._of_server(line)
-        for line in self._tails["edge"].lines():
-            self._of_edge(line)
+        # the edge's log last: what it refused before the server answered is then surely among it
+        lines = [(line, name == "edge") for name in ("server", "edge") for line in self._tails[name].lines()]
+        self._take([record for line, edge in lines for record in self._records(line, edge)])
 
-    def _of_server(self, line: str, since: float = 0.0) -> None:
-        if self.board and (knock := knocks.parse(line)) and knock.time > since:
-            self.board.take(knock)
+    def _take(self, records: list[_Record]) -> None:
+        """Show the board what came, in the order of time: the two logs have none between them."""
+        for knock, edge in sorted(records, key=lambda record: record[0].time):
+            if self.board:
+                self.board.take(knock, self._whose(knock.mark) if edge else "")
+        if records:
             self._tell()
 
-    def _of_edge(self, line: str, since: float = 0.0, counted: float = 0.0) -> None:
-        try:
-            content = json.loads(line)
-            when, host = float(content["ts"]), str(content["request"]["host"])
-            size = int(content.get("size", 0))
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return
-        if when > counted and knocks.door(host) == "tunnel":
-            self.budget.take(when, size)
-        if not self.board or when <= since or not content.get("refused"):
-            return
-        if knock := knocks.parse(line):
-            self.board.take(knock, self._whose(knock.mark))
-            self._tell()
+    def _records(self, line: str, edge: bool, since: float = 0.0, counted: float = 0.0) -> list[_Record]:
+        """Return the record that a line is, if the board has a use for it; count what went through the tunnel.
+
+        Args:
+            edge: whether it is the edge's log.
+            since, counted: what is not younger is known to the board, to the budget.
+        """
+        if edge:
+            try:
+                content = json.loads(line)
+                when, host = float(content["ts"]), str(content["request"]["host"])
+                if when > counted and knocks.door(host) == "tunnel":
+                    self.budget.take(when, int(content.get("size", 0)))
+            except (ValueError, TypeError, KeyError, RecursionError):
+                return []
+            if not content.get("refused"):
+                return []
+        knock = knocks.parse(line) if self.board else None
+        return [(knock, edge)] if knock and knock.time > since else []
 
     def _whose(self, mark: str) -> str:
         if mark not in self._marks and time.monotonic() > self._marks_at + SLOW_LOOK:

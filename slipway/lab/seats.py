@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -87,6 +88,7 @@ class Labs:
         self._ledger = ledger
         self._names = who
         self._subjects: set[str] = set()
+        self._read = False
         self.lab: Lab | None = None
         self.own_limits: Mapping[str, int] = {}
 
@@ -95,17 +97,18 @@ class Labs:
         return self.own_limits if subject in self._subjects else {}
 
     async def refresh(self) -> Lab | None:
-        """Read the lab."""
-        kept = await self._store.get(CURRENT, collection=COLLECTION)
-        self._know(_parsed(kept) if kept else None)
+        """Read the lab. What is returned is not to be changed."""
+        if self._store.shared or not self._read:
+            kept = await self._store.get(CURRENT, collection=COLLECTION)
+            self._know(_parsed(kept) if kept else None)
         return self.lab
 
     def _know(self, lab: Lab | None) -> None:
-        self.lab = lab
+        self.lab, self._read = lab, True
         self._subjects = {seat.subject for seat in lab.seats if seat.subject} if lab else set()
 
     async def _lab(self) -> Lab:
-        lab = await self.refresh()
+        lab = copy.deepcopy(await self.refresh())
         if lab is None:
             raise Problem("There is no lab.", './scripts/lab new "MCP 101" --seats 30 --for 3h')
         return lab
@@ -249,7 +252,7 @@ class Labs:
             NotAdmitted: with the reason for them.
         """
         async with self._store.lock(COLLECTION):
-            lab = await self.refresh()
+            lab = copy.deepcopy(await self.refresh())
             left = int(lab.ends_at - time.time()) if lab else 0
             if lab is None or lab.id != invite.lab or left < 1:
                 raise NotAdmitted(OVER)
