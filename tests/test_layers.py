@@ -77,6 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "store",
     },
     "lab.command": {"edge", "errors", "lab.checkpoints", "operator", "settings", "tokens"},
+    "lab.rehearse": {"edge", "errors", "lab.checkpoints", "operator", "settings", "stack", "tokens"},
     "lab.routes": {"errors", "identity.admin", "lab.checkpoints", "lab.feed", "lab.seats", "tokens"},
     "identity.consent": {
         "identity.admission",
@@ -184,6 +185,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trail": {"errors", "knocks", "settings", "tokens"},
 }
 SERVER_SIDE = {
+    "lab.rehearse",
     "calls",
     "limits",
     "app",
@@ -206,6 +208,7 @@ READS_THE_ENVIRONMENT = {
     "doctor.__main__",
     "doctor.transport",
     "lab.command",
+    "lab.rehearse",
     "mint",
     "opening",
     "operator",

@@ -35,11 +35,15 @@ class Checkpoint:
 
 
 def meets(knock: Knock, condition: Condition) -> bool:
-    """Tell whether a record is what a condition asks for."""
-    return all(
-        (any(value is True for value in values) and bool(found)) or found in values
-        for name, values in condition.items() for found in (getattr(knock, name),)
-    )  # fmt: skip
+    """Tell whether a record is what a condition asks for. A client is compared by its name, without the version."""
+    return all(any(_fits(knock, name, value) for value in values) for name, values in condition.items())
+
+
+def _fits(knock: Knock, name: str, value: Any) -> bool:
+    found = getattr(knock, name)
+    if value is True:
+        return bool(found)
+    return bool(found == value or (name == "client" and found.startswith((f"{value} ", f"{value}/"))))
 
 
 def parse(rows: Mapping[str, Any]) -> list[Checkpoint]:
