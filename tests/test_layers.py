@@ -99,6 +99,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "operator": {"errors", "settings", "tokens"},
     "identity.verifier": {"knocks", "identity.ledger", "store", "tokens"},
+    "lab.cards": {"errors", "knocks"},
+    "lab.drawing": {"knocks"},
+    "lab.page": {"guards", "identity.pages"},
+    "lab.watch": {"knocks", "lab.drawing"},
     "app": {
         "identity.admin",
         "identity.admission",
