@@ -52,6 +52,7 @@ class Feed:
         self._marks_at = 0.0
         self._saved, self._saved_at = (0, 0), 0.0
         self._news = asyncio.Event()
+        self._warned = False
         self.budget = budget
         self.board: Board | None = None
 
@@ -104,7 +105,10 @@ class Feed:
             if self.board.version != before:
                 self._tell()
         version = self.budget.version
-        self.budget.told(lab)
+        warning = self.budget.told(lab)["warning"]
+        if warning and not self._warned:
+            self._store.say(f"the tunnel's quota: {warning}")
+        self._warned = bool(warning)
         self._labs.own_limits = self.budget.limits(lab)
         if self.budget.version != version:
             self._tell()
