@@ -22,7 +22,9 @@ let inLab = false;
 function end(text) {
   // every stream that is opened again costs a request of the tunnel's plan
   events.close();
-  if (text) state.textContent = text;
+  if (!text) return;
+  state.textContent = text;
+  state.className = "waiting";
 }
 events.addEventListener("connected", () => {
   state.textContent = "✓ Connected: your first call arrived.";
@@ -51,7 +53,6 @@ events.addEventListener("checkpoints", (event) => {
   document.getElementById("sum").textContent = `${all.filter((one) => reached.includes(one.id)).length} of ${all.length}`;
 });
 events.addEventListener("over", () => {
-  state.className = "waiting";
   end("This page waits no longer. Do your calls get a 401? Open the join page again and type the same code. Else go on: your client needs no page.");
 });
 events.addEventListener("error", () => {

@@ -240,6 +240,7 @@ def test_the_projector_shows_no_name_even_if_the_server_sends_them(lab: Lab, loo
     seen.page.get_by_role("button", name="Instructor view").click()
     expect(seat(seen, 5)).to_contain_text("attendee-5")
     seen.page.get_by_role("button", name="Projector view").click()
+    expect(seen.page.get_by_role("button", name="Instructor view")).to_be_visible()
     expect(seat(seen, 5)).to_contain_text("connected")
     assert "attendee" not in seen.page.content()
 
