@@ -18,7 +18,7 @@ from slipway import edge, settings, tokens
 from slipway.errors import Problem, command
 from slipway.lab import cards, checkpoints
 from slipway.lab.watch import kept_open, watch
-from slipway.operator import NO_SERVER, Server, ends, plain, table
+from slipway.operator import NO_SERVER, Server, plain, table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHECKPOINTS = ROOT / "labs" / "checkpoints.toml"
@@ -113,15 +113,19 @@ def _new(server: Server, chosen: argparse.Namespace, config: settings.Settings) 
     board = f"{server.url('').removesuffix('/admin')}/board#key={server.key(tokens.BOARD_AUDIENCE, KEY_LIFE)}"
     answer |= {"board_url": board, "projector_url": f"{board}&view=projector"}
     lines = [
-        f"lab         {lab['title']}, {len(lab['seats'])} seats, ends {ends(lab['ends_at'])}",
+        f"lab         {lab['title']}, {len(lab['seats'])} seats, until {_moment(lab['ends_at'])}",
         f"join        {lab['join_url']} with {code}, which is the code for all",
         f"board       {board}",
-        f"projector   {board}&view=projector",
+        "projector   the button on the board shows it without names, with the QR code",
         "cards       ./scripts/lab cards prints a code for each seat: hand out those, or show the one for all",
     ]
     if lab["join_url"].startswith("https://localhost"):
         lines.append("note        no public URL is open: only this machine can join. ./scripts/up opens one")
     return answer, "\n".join(lines)
+
+
+def _moment(when: float) -> str:
+    return time.strftime("%a %H:%M", time.localtime(when))
 
 
 def _show_qr(answer: dict[str, Any]) -> None:
@@ -140,7 +144,7 @@ def _list(answer: dict[str, Any]) -> str:
         for row in lab["seats"]
     ]  # fmt: skip
     locked = ", locked" if lab["locked"] else ""
-    head = f"{plain(lab['title'], 80)}: ends {ends(lab['ends_at'])}{locked}; {lab['join_url']}"
+    head = f"{plain(lab['title'], 80)}: until {_moment(lab['ends_at'])}{locked}; {lab['join_url']}"
     warning = lab["budget"]["warning"]
     return "\n".join([
         head, *([f"quota: {warning}"] if warning else []),
@@ -222,7 +226,8 @@ def _do(server: Server, chosen: argparse.Namespace, config: settings.Settings) -
             return _end(server, chosen, config)
         case "extend":
             answer = server.ask("POST", "/lab/extend", {"for": chosen.life})
-            return answer, f"{answer['lab']['title']} ends {ends(answer['lab']['ends_at'])}; no token is pasted again"
+            lab = answer["lab"]
+            return answer, f"{lab['title']} goes on until {_moment(lab['ends_at'])}; no token is pasted again"
         case "lock" | "unlock":
             answer = server.ask("POST", "/lab/lock", {"locked": chosen.verb == "lock"})
             return answer, "nobody new gets in" if answer["lab"]["locked"] else "people may join again"

@@ -90,6 +90,9 @@ const takers = {
     put(byId('title'), lab.title);
     put(byId('address'), lab.join_url);
     byId('join').hidden = !lab.join_url;
+    put(byId('code'), lab.code ? `code ${lab.code}` : '');
+    if (lab.qr && byId('qr').src !== lab.qr) byId('qr').src = lab.qr;
+    byId('qr').hidden = !lab.qr;
     byId('left').hidden = false;
     byId('locked').hidden = !lab.locked;
     byId('table').hidden = false;

@@ -35,7 +35,7 @@ def test_a_lab_is_opened_shown_changed_and_ended_by_commands(checkout: Path) -> 
     assert "There is no lab" in run(checkout, "lab", "list").stderr
     opened = run(checkout, "lab", "new", "MCP 101", "--roster", "names.csv", "--for", "1h", "--labs", "01,03")
     assert opened.returncode == 0, opened.stderr
-    assert "MCP 101, 2 seats, ends in " in opened.stdout
+    assert "MCP 101, 2 seats, until " in opened.stdout
     assert "/join?code=" in opened.stdout and "█" in opened.stdout, "a QR code for the projector"
     assert "/board#key=" in opened.stdout
     assert "There is a lab already: MCP 101" in run(checkout, "lab", "new", "Other").stderr
@@ -49,7 +49,7 @@ def test_a_lab_is_opened_shown_changed_and_ended_by_commands(checkout: Path) -> 
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert "nobody new gets in" in run(checkout, "lab", "lock").stdout
     assert "join again" in run(checkout, "lab", "unlock").stdout
-    assert "ends in" in run(checkout, "lab", "extend", "1h").stdout
+    assert "goes on until" in run(checkout, "lab", "extend", "1h").stdout
     reset = run(checkout, "lab", "reset", "1").stdout
     assert "seat 1 of Ana" in reset and "its new code" in reset
     assert "There is no seat 9" in run(checkout, "lab", "revoke", "9").stderr
