@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import json
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -35,6 +35,7 @@ from slipway.identity.names import Names
 from slipway.identity.oauth import SlipwayOAuth
 from slipway.identity.pages import Pages
 from slipway.identity.verifier import Challenge, SlipwayTokens, ToolScopes
+from slipway.lan.note import Lan, Watched
 from slipway.limits import Allowance, Limits, PerIdentity, Sessions
 from slipway.metrics import Metrics
 from slipway.sessions import AutoSessions
@@ -66,7 +67,8 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     oauth = SlipwayOAuth(SlipwayTokens(secret, ledger), secret, grants)
     look, who = Pages(secret), Names(ledger, grants)
     consent = Consent(look, oauth, grants, invites, who)
-    join = Join(look, grants, invites, ledger, who, secret)
+    lan = Watched(config.state)
+    join = Join(look, grants, invites, ledger, who, secret, lan)
     mcp.auth = None if config.anonymous else oauth
     idle = tokens.parse_ttl(config.session_idle)
     limits, sessions = Limits(_allowance(config), redis_url, away=lambda: state.away), Sessions(idle)
@@ -130,7 +132,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     told = {store.Trouble: _told}
     rest = Starlette(routes=routes, lifespan=lifespan, exception_handlers=told)
     inner = OneSpelling(FirstByte(Straight(endpoint, rest)))
-    guarded = telemetry.Telemetry(HostGuard(inner, _Hosts(config)), metrics)
+    guarded = telemetry.Telemetry(HostGuard(inner, _Hosts(config, lan)), metrics)
     whole: ASGIApp = Audit(Bounds(guarded, config.requests_at_once), log, metrics.answered)
     return whole
 
@@ -183,9 +185,10 @@ async def _tidy(state: store.Store) -> None:
 
 
 class _Hosts:
-    """The host names that are ours at this moment: the setting's, and the open tunnel's."""
+    """The host names that are ours at this moment: the setting's, the open tunnel's, and the local network's."""
 
-    def __init__(self, config: settings.Settings) -> None:
+    def __init__(self, config: settings.Settings, lan: Callable[[], Lan | None]) -> None:
+        self._lan = lan
         self._set = [host for host in config.allowed_hosts.split(",") if host]
         self._file = config.public_url_file
         self._seen = -1
@@ -200,7 +203,8 @@ class _Hosts:
             with contextlib.suppress(OSError):
                 self._tunnel = public_host(self._file.read_text(encoding="utf-8").strip())
             self._seen = changed
-        return [*self._set, self._tunnel] if self._tunnel else self._set
+        lan = self._lan()
+        return [*self._set, *([self._tunnel] if self._tunnel else []), *([lan.address] if lan else [])]
 
 
 class Straight:

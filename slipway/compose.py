@@ -16,6 +16,7 @@ import psutil
 
 from slipway import processes, settings
 from slipway.errors import Problem, heard
+from slipway.lan import note
 from slipway.packages import failed
 from slipway.targets import Target
 
@@ -80,6 +81,27 @@ class Compose:
             check=False,
         ).returncode
 
+    def _with_lan(self, config: settings.Settings) -> None:
+        """Let Compose merge deploy/lan.yml into its files while the edge is open in the local network."""
+        if not (lan := note.read(self._root / config.state)):
+            return
+        name = "COMPOSE_FILE"
+        own = os.environ.get(name) or settings.read_env_file(self._root / ".env").get(name)
+        files = own.split(os.pathsep) if own else _files(self._root)
+        more = {name: os.pathsep.join([*files, "deploy/lan.yml"]), "COMPOSE_PATH_SEPARATOR": os.pathsep}
+        self._environment |= more | {"LAN_ADDRESS": lan.address, "LAN_URL": lan.url}
+
+    def edge(self, config: settings.Settings) -> None:
+        """Start the edge's container anew where it is open to other addresses than before, and nothing else.
+
+        Raises:
+            Problem: after Compose's own words.
+        """
+        self._with_lan(config)
+        if self._run("up", "--no-deps", "--wait", "--wait-timeout", str(START_TIMEOUT), "caddy"):
+            cure = "Mend what it says, then: ./scripts/up"
+            raise Problem("The edge did not start anew; Docker's own words are above.", cure)
+
     def exists(self) -> bool:
         """Tell whether containers of this project exist."""
         return bool(self._ask("ps", "--all", "--quiet").strip())
@@ -93,6 +115,7 @@ class Compose:
             Problem: after Compose's own words and the containers' last lines.
         """
         hand_over(self._root / config.state, self._root / config.secret_file)
+        self._with_lan(config)
         self._environment |= _of_target(target, self._root / ".env", self._root / config.state / "run" / "target.env")
         if target and target.packages:
             self._build(target)
@@ -175,6 +198,12 @@ class Compose:
         """Stop and remove the containers and their network."""
         # without the profiles Compose leaves their containers
         self._run("--profile", "*", "down", "--remove-orphans")
+
+
+def _files(root: Path) -> list[str]:
+    """Return what Compose reads unasked; once it is told files, it reads no other."""
+    override = "docker-compose.override.yml"
+    return ["docker-compose.yml", *([override] if (root / override).exists() else [])]
 
 
 def _of_target(target: Target | None, env: Path, own: Path) -> dict[str, str]:
