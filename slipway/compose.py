@@ -45,6 +45,16 @@ def _ask(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([_DOCKER, *arguments], capture_output=True, text=True, timeout=10, check=False)
 
 
+def routes_to_containers() -> bool:
+    """Tell whether a neighbour in the local network reaches ports that are published on loopback.
+
+    Who sends a Linux machine packets for a container's own address gets through, until Docker Engine 28.
+    """
+    version, _, system = _ask("info", "--format", "{{.ServerVersion}} {{.OperatingSystem}}").stdout.partition(" ")
+    major = version.partition(".")[0]
+    return major.isdigit() and int(major) < 28 and "Docker Desktop" not in system
+
+
 def container_user() -> tuple[int, int]:
     """Return (uid, gid) of the containers: ours, or a nobody where we are root.
 
@@ -91,13 +101,17 @@ class Compose:
         more = {name: os.pathsep.join([*files, "deploy/lan.yml"]), "COMPOSE_PATH_SEPARATOR": os.pathsep}
         self._environment |= more | {"LAN_ADDRESS": lan.address, "LAN_URL": lan.url}
 
-    def edge(self, config: settings.Settings) -> None:
+    def edge(self, config: settings.Settings, record: Path) -> None:
         """Start the edge's container anew where it is open to other addresses than before, and nothing else.
 
+        Args:
+            record: of who watches: with the next edit they would bring back the edge that they know.
         Raises:
             Problem: after Compose's own words.
         """
         self._with_lan(config)
+        if processes.stop(record):
+            self._watch(record)
         if self._run("up", "--no-deps", "--wait", "--wait-timeout", str(START_TIMEOUT), "caddy"):
             cure = "Mend what it says, then: ./scripts/up"
             raise Problem("The edge did not start anew; Docker's own words are above.", cure)
@@ -182,17 +196,21 @@ class Compose:
             record: where to note who watches, for `down` after a kill.
         """
         processes.stop(record)
+        watch = self._watch(record)
+        try:
+            yield
+        finally:
+            processes.stop(record)
+            watch.wait()
+
+    def _watch(self, record: Path) -> subprocess.Popen[bytes]:
         watch = subprocess.Popen(
             [_DOCKER, "compose", "watch", "--no-up"], cwd=self._root, env=self._environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         with contextlib.suppress(psutil.Error):
             processes.write(record, {"process": processes.identity(watch.pid)})
-        try:
-            yield
-        finally:
-            processes.stop(record)
-            watch.wait()
+        return watch
 
     def down(self) -> None:
         """Stop and remove the containers and their network."""

@@ -147,6 +147,10 @@ def _record(config: settings.Settings) -> Path:
     return ROOT / config.state / "run" / "stack.json"
 
 
+def _watch_record(config: settings.Settings) -> Path:
+    return ROOT / config.state / "run" / "watch.json"
+
+
 def _up_local(config: settings.Settings) -> None:
     record, fingerprint = _record(config), _fingerprint(config)
     task = {"record": str(record), "fingerprint": fingerprint, "children": children(config), "folder": str(ROOT)}
@@ -274,7 +278,7 @@ def _up(config: settings.Settings, *, local: bool) -> contextlib.AbstractContext
         containers = compose.Compose(ROOT)
         containers.up(config, target)
         if not target:
-            return containers.watching(ROOT / config.state / "run" / "watch.json")
+            return containers.watching(_watch_record(config))
     return contextlib.nullcontext()
 
 
@@ -311,7 +315,7 @@ def restart_edge(config: settings.Settings) -> bool:
         return True
     if compose.missing() or not compose.Compose(ROOT).exists():
         return False
-    compose.Compose(ROOT).edge(config)
+    compose.Compose(ROOT).edge(config, _watch_record(config))
     return True
 
 
@@ -320,7 +324,7 @@ def down() -> None:
     config = settings.load(os.environ, ROOT / ".env")
     if processes.stop(ROOT / config.state / "run" / "tunnel.json"):
         say("stopped the tunnel")
-    processes.stop(ROOT / config.state / "run" / "watch.json")
+    processes.stop(_watch_record(config))
     tunnels.end_agents(ROOT / config.state / "ngrok")
     (ROOT / config.public_url_file).unlink(missing_ok=True)
     # another day, another room: what leaves loopback is asked for again

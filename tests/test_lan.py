@@ -10,9 +10,10 @@ from typing import Any
 import psutil
 import pytest
 
+from slipway import compose
 from slipway.clients import CLIENTS, Endpoint, render
 from slipway.errors import Problem
-from slipway.lan import network, note, trust
+from slipway.lan import door, network, note, trust
 from slipway.lan.note import Lan
 
 LAN = Lan("192.168.1.7", 8443, "AB:CD")
@@ -49,6 +50,18 @@ def test_without_a_route_the_only_network_is_taken(monkeypatch: pytest.MonkeyPat
         monkeypatch, "", ("eth0",), lo="127.0.0.1", wlan0="192.168.1.7", eth0="10.0.0.5", docker0="172.17.0.1", br_1="172.18.0.1"
     )  # fmt: skip
     assert network.address() == "192.168.1.7"
+
+
+def test_an_address_of_the_internet_and_an_engine_that_routes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compose, "missing", lambda: "no Docker")
+    assert door.warnings(LAN) == []
+    (told,) = door.warnings(Lan("8.8.8.8", 8443, "AB"))
+    assert "internet" in told
+    for info, routes in {
+        "26.1.5+dfsg1 Debian GNU/Linux 13": True, "28.0.0 Ubuntu 24.04": False, "27.3.1 Docker Desktop": False, "": False
+    }.items():  # fmt: skip
+        monkeypatch.setattr(compose, "_ask", lambda *_, info=info: SimpleNamespace(stdout=f"{info}\n"))
+        assert compose.routes_to_containers() is routes, info
 
 
 def test_a_vpn_that_has_the_default_route_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lan.note": set(),
     "lan.network": {"errors"},
     "lan.trust": set(),
-    "lan.door": {"edge", "errors", "lan.network", "lan.note", "processes", "settings", "stack"},
+    "lan.door": {"compose", "edge", "errors", "lan.network", "lan.note", "processes", "settings", "stack"},
     "compose": {"errors", "lan.note", "packages", "processes", "settings", "targets"},
     "edge": {"errors", "ngrok_errors", "settings"},
     "doctor.wire": set(),

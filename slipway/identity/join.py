@@ -159,7 +159,7 @@ def _certificate(lan: Lan | None) -> str:
     return (
         f'<h2>First, the certificate</h2><p><a class="install" href="{trust.PATH}" download="{trust.FILE}">'
         f"Download {trust.FILE}</a></p><p>Compare its SHA-256 fingerprint with the one that the instructor shows:</p>"
-        f"<pre>{pages.safe(lan.fingerprint)}</pre>"
+        f"<dl><dd><code>{pages.safe(lan.fingerprint)}</code></dd></dl>"
         f'<p class="hint">Where a configuration names {trust.FILE}, write the whole path of your download.</p>'
         f'<details><summary>Trust it, by system</summary><pre tabindex="0">'
         f"{escape(trust.trust_text(lan.url, lan.fingerprint))}</pre></details>"

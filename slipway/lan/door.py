@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx2
 
-from slipway import edge, processes, stack
+from slipway import compose, edge, processes, stack
 from slipway.errors import Problem
 from slipway.lan import network, note
 from slipway.lan.note import Lan
@@ -75,6 +75,19 @@ def _shut(config: Settings) -> None:
 def is_open(config: Settings) -> Lan | None:
     """Return what is open at this moment, or None."""
     return note.read(stack.ROOT / config.state)
+
+
+def warnings(lan: Lan) -> list[str]:
+    """Return what the operator should know about who else can reach us there, a sentence each."""
+    told = []
+    if lan.public:
+        told.append(f"{lan.address} is an address of the internet: not only the room can reach it.")
+    if not compose.missing() and compose.Compose(stack.ROOT).exists() and compose.routes_to_containers():
+        told.append(
+            "With a Docker Engine before 28, a neighbour who sends packets for a container's own address reaches the "
+            "loopback ports, too (which ask for tokens; /metrics does not). Use a newer one, or ./scripts/up --local"
+        )
+    return told
 
 
 def verify(config: Settings, lan: Lan) -> None:

@@ -9,9 +9,10 @@ import subprocess
 from collections.abc import Iterator
 
 import httpx2
+import psutil
 import pytest
 
-from slipway import compose
+from slipway import compose, processes
 from slipway.lan import note, trust
 from tests.conftest import wait_until
 from tests.docker.test_compose import Containers, containers
@@ -109,6 +110,39 @@ def test_a_device_of_the_room_reaches_the_edge_and_nothing_else(containers: Cont
     own = containers.root / ".slipway" / "caddy" / "pki" / "authorities" / "local" / "root.crt"
     with httpx2.Client(verify=ssl.create_default_context(cafile=str(own))) as client:
         assert client.get(f"https://localhost:{config.tls_port}/healthz").text == "ok\n"
+
+
+def test_who_watches_for_edits_does_not_bring_back_the_edge_before(
+    containers: Containers, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMPOSE_PROJECT_NAME", containers.environment["COMPOSE_PROJECT_NAME"])
+    record = containers.root / ".slipway" / "run" / "watch.json"
+
+    def knows() -> str:
+        """Return the address that the one who watches would publish on."""
+        (pid, _) = processes.running(record)["process"]
+        environment = psutil.Process(int(pid)).environ()
+        assert ("deploy/lan.yml" in environment.get("COMPOSE_FILE", "")) == ("LAN_ADDRESS" in environment)
+        return environment.get("LAN_ADDRESS", "")
+
+    with compose.Compose(containers.root).watching(record):
+        assert knows() == ""
+        containers.run(".venv/bin/python", "-c", DOOR, "open", device.ours)
+        assert knows() == device.ours
+        containers.run(".venv/bin/python", "-c", DOOR, "close")
+        assert knows() == ""
+        left = processes.running(record)["process"]
+    assert not processes.alive(left)
+
+
+def test_a_neighbour_who_can_go_around_the_edge_is_warned_of(containers: Containers, device: Device) -> None:
+    """Ask the server at its container's own address, as who routes through this machine can."""
+    networks = containers.inspect("server")["NetworkSettings"]["Networks"].values()
+    (own,) = [network["IPAddress"] for network in networks]
+    status = ("-o", "/dev/null", "-w", "%{http_code}", "-H", "Host: localhost")
+    seen = device.curl(*status, f"http://{own}:8000/admin/tokens").stdout
+    assert seen in ("401", "000")
+    assert compose.routes_to_containers() == (seen == "401")
 
 
 def test_an_address_that_is_gone_is_told_and_loopback_stays(containers: Containers, device: Device) -> None:

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import psutil
@@ -25,7 +26,8 @@ from slipway.lan import note, trust
 from slipway.lan.note import Lan
 from tests import node_clients
 from tests.conftest import ROOT, Stack, clean_environment, program, wait_until
-from tests.stack.test_oauth import Browser, _closed, invite, name
+from tests.stack.test_oauth import CALLBACK, Browser, _closed, invite, name
+from tests.test_admin import status
 
 pytestmark = pytest.mark.slow
 __all__ = ["_closed"]
@@ -150,6 +152,21 @@ def test_metadata_and_challenge_name_the_address(stack: Stack) -> None:
         assert server["authorization_endpoint"] == f"{base(stack)}/oauth/authorize"
         challenge = client.post("/mcp", json={}).headers["www-authenticate"]
         assert f'resource_metadata="{base(stack)}/' in challenge
+
+
+def test_a_sign_in_stays_at_the_address(stack: Stack) -> None:
+    browser = person(stack)
+    browser.base = base(stack)
+    client_id = browser.register(CALLBACK).json()["client_id"]
+    begun, verifier = browser.authorize(client_id)
+    back = browser.consent(begun.headers["location"], invite(stack), name())
+    told = parse_qs(urlsplit(back.headers["location"]).query)
+    assert told["iss"] == [base(stack)]
+    answer = browser.token(
+        grant_type="authorization_code", code=told["code"][0], client_id=client_id, redirect_uri=CALLBACK,
+        code_verifier=verifier, resource=f"{base(stack)}/mcp",
+    )  # fmt: skip
+    assert status(stack, answer.json()["access_token"], f"{base(stack)}/mcp") == 200
 
 
 def test_guesses_count_for_the_true_address_whatever_a_header_says(stack: Stack) -> None:
