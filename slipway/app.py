@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import json
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -41,6 +41,7 @@ from slipway.lab.budget import Budget, plan
 from slipway.lab.feed import Feed
 from slipway.lab.routes import Instructor
 from slipway.lab.seats import Labs
+from slipway.lan.note import Lan, Watched
 from slipway.limits import Allowance, Limits, PerIdentity, Sessions
 from slipway.metrics import Metrics
 from slipway.sessions import AutoSessions
@@ -72,11 +73,12 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     oauth = SlipwayOAuth(SlipwayTokens(secret, ledger), secret, grants)
     look, who = Pages(secret), Names(ledger, grants)
     labs = Labs(state, invites, ledger, who)
-    hosts = _Hosts(config)
+    lan = Watched(config.state)
+    hosts = _Hosts(config, lan)
     feed = Feed(labs, ledger, state, Budget(plan(config.plan)), config.state / "log", hosts.public_url)
     admission = Admission(invites, who, labs.seat)
     consent = Consent(look, oauth, grants, admission)
-    join = Join(look, grants, admission, ledger, secret, feed.progress)
+    join = Join(look, grants, admission, ledger, secret, feed.progress, lan)
     instructor = Instructor(secret, labs, feed, max_ttl=config.max_ttl)
     mcp.auth = None if config.anonymous else oauth
     idle = tokens.parse_ttl(config.session_idle)
@@ -205,9 +207,10 @@ async def _tidy(state: store.Store) -> None:
 
 
 class _Hosts:
-    """The host names that are ours at this moment: the setting's, and the open tunnel's."""
+    """The host names that are ours at this moment: the setting's, the open tunnel's, and the local network's."""
 
-    def __init__(self, config: settings.Settings) -> None:
+    def __init__(self, config: settings.Settings, lan: Callable[[], Lan | None]) -> None:
+        self._lan = lan
         self._set = [host for host in config.allowed_hosts.split(",") if host]
         self._file = config.public_url_file
         self._seen = -1
@@ -229,7 +232,8 @@ class _Hosts:
                 self._url = self._file.read_text(encoding="utf-8").strip()
                 self._tunnel = public_host(self._url)
             self._seen = changed
-        return [*self._set, self._tunnel] if self._tunnel else self._set
+        lan = self._lan()
+        return [*self._set, *([self._tunnel] if self._tunnel else []), *([lan.address] if lan else [])]
 
 
 class Straight:

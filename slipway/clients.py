@@ -374,7 +374,7 @@ def render(name: str, endpoint: Endpoint) -> Snippet:
     """
     client, trust = _row(name), ""
     if client.trust == "remote":
-        trust = _OUT_OF_REACH if endpoint.local else ""
+        trust = _OUT_OF_REACH if endpoint.local or endpoint.ca_file else ""
     elif endpoint.ca_file:
         trust = _TRUST[client.trust].format(ca=shlex.quote(endpoint.ca_file))
     note = " ".join(filter(None, (trust, client.note)))

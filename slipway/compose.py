@@ -16,6 +16,7 @@ import psutil
 
 from slipway import processes, settings
 from slipway.errors import Problem, heard
+from slipway.lan import note
 from slipway.packages import failed
 from slipway.targets import Target
 
@@ -42,6 +43,16 @@ def missing() -> str:
 
 def _ask(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([_DOCKER, *arguments], capture_output=True, text=True, timeout=10, check=False)
+
+
+def routes_to_containers() -> bool:
+    """Tell whether a neighbour in the local network reaches ports that are published on loopback.
+
+    Who sends a Linux machine packets for a container's own address gets through, until Docker Engine 28.
+    """
+    version, _, system = _ask("info", "--format", "{{.ServerVersion}} {{.OperatingSystem}}").stdout.partition(" ")
+    major = version.partition(".")[0]
+    return major.isdigit() and int(major) < 28 and "Docker Desktop" not in system
 
 
 def container_user() -> tuple[int, int]:
@@ -80,6 +91,31 @@ class Compose:
             check=False,
         ).returncode
 
+    def _with_lan(self, config: settings.Settings) -> None:
+        """Let Compose merge deploy/lan.yml into its files while the edge is open in the local network."""
+        if not (lan := note.read(self._root / config.state)):
+            return
+        name = "COMPOSE_FILE"
+        own = os.environ.get(name) or settings.read_env_file(self._root / ".env").get(name)
+        files = own.split(os.pathsep) if own else _files(self._root)
+        more = {name: os.pathsep.join([*files, "deploy/lan.yml"]), "COMPOSE_PATH_SEPARATOR": os.pathsep}
+        self._environment |= more | {"LAN_ADDRESS": lan.address, "LAN_URL": lan.url}
+
+    def edge(self, config: settings.Settings, record: Path) -> None:
+        """Start the edge's container anew where it is open to other addresses than before, and nothing else.
+
+        Args:
+            record: of who watches: with the next edit they would bring back the edge that they know.
+        Raises:
+            Problem: after Compose's own words.
+        """
+        self._with_lan(config)
+        if processes.stop(record):
+            self._watch(record)
+        if self._run("up", "--no-deps", "--wait", "--wait-timeout", str(START_TIMEOUT), "caddy"):
+            cure = "Mend what it says, then: ./scripts/up"
+            raise Problem("The edge did not start anew; Docker's own words are above.", cure)
+
     def exists(self) -> bool:
         """Tell whether containers of this project exist."""
         return bool(self._ask("ps", "--all", "--quiet").strip())
@@ -93,6 +129,7 @@ class Compose:
             Problem: after Compose's own words and the containers' last lines.
         """
         hand_over(self._root / config.state, self._root / config.secret_file)
+        self._with_lan(config)
         self._environment |= _of_target(target, self._root / ".env", self._root / config.state / "run" / "target.env")
         if target and target.packages:
             self._build(target)
@@ -159,12 +196,7 @@ class Compose:
             record: where to note who watches, for `down` after a kill.
         """
         processes.stop(record)
-        watch = subprocess.Popen(
-            [_DOCKER, "compose", "watch", "--no-up"], cwd=self._root, env=self._environment,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        with contextlib.suppress(psutil.Error):
-            processes.write(record, {"process": processes.identity(watch.pid)})
+        watch = self._watch(record)
         try:
             yield
         finally:
@@ -176,10 +208,25 @@ class Compose:
         self._run("kill", "--signal", "SIGKILL", "server")
         self._run("start", "server")
 
+    def _watch(self, record: Path) -> subprocess.Popen[bytes]:
+        watch = subprocess.Popen(
+            [_DOCKER, "compose", "watch", "--no-up"], cwd=self._root, env=self._environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        with contextlib.suppress(psutil.Error):
+            processes.write(record, {"process": processes.identity(watch.pid)})
+        return watch
+
     def down(self) -> None:
         """Stop and remove the containers and their network."""
         # without the profiles Compose leaves their containers
         self._run("--profile", "*", "down", "--remove-orphans")
+
+
+def _files(root: Path) -> list[str]:
+    """Return what Compose reads unasked; once it is told files, it reads no other."""
+    override = "docker-compose.override.yml"
+    return ["docker-compose.yml", *([override] if (root / override).exists() else [])]
 
 
 def _of_target(target: Target | None, env: Path, own: Path) -> dict[str, str]:

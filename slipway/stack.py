@@ -20,6 +20,7 @@ from pathlib import Path
 
 from slipway import compose, packages, processes, settings, targets, tokens, tunnels
 from slipway.errors import Problem, heard
+from slipway.lan import network, note
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 8.0  # seconds before we say what we wait for
@@ -109,9 +110,11 @@ def children(config: settings.Settings, root: Path = ROOT) -> dict[str, tuple[li
         "EDGE_LOG": str(state / "log" / "edge.jsonl"),
         "CONSOLE_ROOT": str(root / "slipway" / "web" / "console"),
         "XDG_DATA_HOME": str(state),
+        "LAN_PORT": shared["TLS_PORT"],
+        "CA_FILE": str(state / "caddy" / "pki" / "authorities" / "local" / "root.crt"),
         "XDG_CONFIG_HOME": str(state / "run"),
     }
-    caddyfile = ["--config", str(root / "Caddyfile"), "--adapter", "caddyfile"]
+    caddyfile = ["--config", str(root / "Caddyfile"), "--adapter", "caddyfile", "--envfile", str(note.ensure(state))]
     return {
         "server": ([sys.executable, str(root / "server.py"), "http"], served),
         "caddy": ([caddy, "run", *caddyfile], edge),
@@ -142,6 +145,10 @@ def _fingerprint(config: settings.Settings) -> str:
 
 def _record(config: settings.Settings) -> Path:
     return ROOT / config.state / "run" / "stack.json"
+
+
+def _watch_record(config: settings.Settings) -> Path:
+    return ROOT / config.state / "run" / "watch.json"
 
 
 def _up_local(config: settings.Settings) -> None:
@@ -223,19 +230,23 @@ def up(*, local: bool, target: str = "") -> contextlib.AbstractContextManager[No
     Raises:
         Problem: with the cause and the cure.
     """
-    with _alone():
+    with alone():
         config = prepare()
         if target:
             config = config.model_copy(update={"target": target, "target_folder": Path.cwd()})
         if target_read := target_of(config):
             say(f"serving {target_read.shown}")
+        lan = _kept(config)
         watching = _up(config, local=local)
     say(f"server http://127.0.0.1:{config.server_port}/mcp · edge https://localhost:{config.tls_port}/mcp")
+    if lan:
+        who = "internet" if lan.public else "local network"
+        say(f"the {who} reaches the edge at {lan.url} (./scripts/down ends it)")
     return watching
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Let one `up` of a checkout run at a time: two would both make .env, find the ports free, and fight for them."""
     with (ROOT / "docker-compose.yml").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -267,7 +278,7 @@ def _up(config: settings.Settings, *, local: bool) -> contextlib.AbstractContext
         containers = compose.Compose(ROOT)
         containers.up(config, target)
         if not target:
-            return containers.watching(ROOT / config.state / "run" / "watch.json")
+            return containers.watching(_watch_record(config))
     return contextlib.nullcontext()
 
 
@@ -301,14 +312,40 @@ def crash(config: settings.Settings) -> None:
         compose.Compose(ROOT).crash()
 
 
+def _kept(config: settings.Settings) -> note.Lan | None:
+    """Return what a lab opened in the local network, unless this machine is in another one by now."""
+    lan = note.read(ROOT / config.state)
+    if lan and not network.is_ours(lan.address):
+        say(f"this machine is no longer {lan.address}: the edge answers on loopback only")
+        note.write(ROOT / config.state, None)
+        restart_edge(config)
+        return None
+    return lan
+
+
+def restart_edge(config: settings.Settings) -> bool:
+    """Start the edge anew, so that it reads lan.env, and nothing else. Returns: False where no stack of ours runs."""
+    if edge := processes.alive(processes.running(_record(config)).get("edge", [])):
+        processes.end(edge)
+        processes.until(lambda: answers(config), PATIENCE)
+        return True
+    if compose.missing() or not compose.Compose(ROOT).exists():
+        return False
+    compose.Compose(ROOT).edge(config, _watch_record(config))
+    return True
+
+
 def down() -> None:
     """Stop everything that up and tunnel.py started; running it twice is harmless."""
     config = settings.load(os.environ, ROOT / ".env")
     if processes.stop(ROOT / config.state / "run" / "tunnel.json"):
         say("stopped the tunnel")
-    processes.stop(ROOT / config.state / "run" / "watch.json")
+    processes.stop(_watch_record(config))
     tunnels.end_agents(ROOT / config.state / "ngrok")
     (ROOT / config.public_url_file).unlink(missing_ok=True)
+    # another day, another room: what leaves loopback is asked for again
+    if note.read(ROOT / config.state):
+        note.write(ROOT / config.state, None)
     if processes.stop(_record(config)):
         say("stopped server and edge")
     if not compose.missing() and compose.Compose(ROOT).exists():

@@ -49,7 +49,8 @@ async def supervise(record: Path, fingerprint: str, children: dict[str, Any], fo
             started_as[name] = processes.identity(process.pid)
             # a full disk must not end us: nobody would start again what dies
             with contextlib.suppress(OSError):
-                processes.write(record, mine | {"children": list(started_as.values())})
+                known = {"children": list(started_as.values()), "edge": started_as.get("caddy", [])}
+                processes.write(record, mine | known)
             ended, halted = asyncio.create_task(process.wait()), asyncio.create_task(stopping.wait())
             await asyncio.wait({ended, halted}, return_when=asyncio.FIRST_COMPLETED)
             halted.cancel()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from html import escape
 from typing import Any
 
 import segno
@@ -21,6 +22,8 @@ from slipway.identity.grants import Grants, digest, fresh
 from slipway.identity.invites import written
 from slipway.identity.ledger import Ledger
 from slipway.identity.pages import Pages
+from slipway.lan import trust
+from slipway.lan.note import Lan
 
 PURPOSE = "join"
 FIRST = "claude-code"  # the client whose configuration is open
@@ -35,12 +38,13 @@ class Join:
 
     def __init__(
         self, look: Pages, grants: Grants, admission: Admission, ledger: Ledger, secret: tokens.Secret,
-        checkpoints: Callable[[str], dict[str, Any]],
+        checkpoints: Callable[[str], dict[str, Any]], lan: Callable[[], Lan | None],
     ) -> None:  # fmt: skip
         """Take what it works on.
 
         Args:
             checkpoints: of a subject's seat, {"all": [{"id", "title"}], "reached": [id]}; {} for who has no seat.
+            lan: where the edge is open in the local network, if it is.
         """
         self._pages = look
         self._grants = grants
@@ -48,6 +52,7 @@ class Join:
         self._ledger = ledger
         self._secret = secret
         self._checkpoints = checkpoints
+        self._lan = lan
         self._form_page = pages.template("join.html")
         self._done_page = pages.template("joined.html")
         self._script = (pages.WEB / "joined.js").read_text(encoding="utf-8")
@@ -98,14 +103,17 @@ class Join:
         return self._done(request, minted, watch, written(code))
 
     def _done(self, request: Request, minted: tokens.Minted, watch: str, code: str) -> Response:
-        endpoint = clients.Endpoint("slipway", f"{base_of(request)}/mcp", minted.token, invite=code)
+        lan = self._lan()
+        here = lan if lan and lan.url == base_of(request) else None
+        ca = trust.FILE if here else None
+        endpoint = clients.Endpoint("slipway", f"{base_of(request)}/mcp", minted.token, ca, invite=code)
         rows = sorted(clients.CLIENTS, key=lambda row: not clients.CLIENTS[row].default)
         page = self._done_page.substitute(
             title=pages.TITLE, style=pages.STYLE, script=self._script, name=pages.safe(minted.claims["sub"]),
             url=pages.safe(endpoint.url), token=pages.safe(minted.token, 10_000), watch=pages.safe(watch),
             scope=pages.safe(minted.claims["scope"].replace("tool:", "").replace(" ", ", ")),
             life=tokens.duration(minted.claims["exp"] - int(time.time())),
-            clients="\n".join(_client(row, endpoint) for row in rows),
+            clients="\n".join(_client(row, endpoint) for row in rows), certificate=_certificate(here),
         )  # fmt: skip
         return self._pages.answer(page, form_action="'none'", script=self._script)
 
@@ -148,6 +156,20 @@ class Join:
 
 def _event(name: str, content: dict[str, Any]) -> str:
     return f"event: {name}\ndata: {json.dumps(content)}\n\n"
+
+
+def _certificate(lan: Lan | None) -> str:
+    """Return the part of the page about the local authority, where it is what vouches for our URL."""
+    if not lan:
+        return ""
+    return (
+        f'<h2>First, the certificate</h2><p><a class="install" href="{trust.PATH}" download="{trust.FILE}">'
+        f"Download {trust.FILE}</a></p><p>Compare its SHA-256 fingerprint with the one that the instructor shows:</p>"
+        f"<dl><dd><code>{pages.safe(lan.fingerprint)}</code></dd></dl>"
+        f'<p class="hint">Where a configuration names {trust.FILE}, write the whole path of your download.</p>'
+        f'<details><summary>Trust it, by system</summary><pre tabindex="0">'
+        f"{escape(trust.trust_text(lan.url, lan.fingerprint))}</pre></details>"
+    )
 
 
 def _client(name: str, endpoint: clients.Endpoint) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -18,6 +19,7 @@ from slipway import edge, settings, tokens
 from slipway.errors import Problem, command
 from slipway.lab import cards, checkpoints
 from slipway.lab.watch import kept_open, watch
+from slipway.lan import door, network, trust
 from slipway.operator import NO_SERVER, Server, plain, table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -27,6 +29,7 @@ EXAMPLES = """examples:
   scripts/lab new "MCP 101" --seats 30 --for 3h       seats, a code for all, and the board
   scripts/lab new "MCP 101" --roster names.csv        a seat for each name
   scripts/lab new "MCP 101" --labs 01,03 --tools add,countdown
+  scripts/lab new "MCP 101" --lan                     without a tunnel, in the local network
   scripts/lab cards                                   a printable card for each seat, with its code
   scripts/lab watch                                   the board, here
   scripts/lab list                                    who sits where, and what is wrong
@@ -55,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--tools", default="*", metavar="a,b", help="tools that its tokens may call (*)")
     new.add_argument("--roster", metavar="FILE", help="names, one a line, or a CSV file with a column `name`")
     new.add_argument("--checkpoints", metavar="FILE", default="", help="what to tick off (labs/checkpoints.toml)")
+    new.add_argument(
+        "--lan", nargs="?", const="", metavar="ADDRESS",
+        help="serve the room without a tunnel: TLS on this machine's address in the local network",
+    )  # fmt: skip
     new.add_argument("--labs", metavar="01,03", default="", help="only the checkpoints of these labs")
     verb("list", "show the seats")
     verb("watch", "show the board here; Ctrl-C ends it")
@@ -103,12 +110,23 @@ def _checkpoints(file: str, labs: str) -> dict[str, Any]:
 
 def _new(server: Server, chosen: argparse.Namespace, config: settings.Settings) -> tuple[dict[str, Any], str]:
     roster = _roster(chosen.roster) if chosen.roster else []
-    answer = server.ask("POST", "/lab", {
+    asked = {
         "title": chosen.title, "seats": len(roster) if roster and chosen.seats == 30 else chosen.seats,
         "for": chosen.life, "tools": chosen.tools, "roster": roster,
         "checkpoints": _checkpoints(chosen.checkpoints, chosen.labs),
-        "url": edge.local_url(config).removesuffix("/mcp"),
-    })  # fmt: skip
+    }  # fmt: skip
+    lan = None
+    if chosen.lan is not None:
+        address = network.address(chosen.lan)
+        _none_yet(server)
+        lan = door.open_(config, address)
+    url = lan.url if lan else edge.local_url(config).removesuffix("/mcp")
+    try:
+        answer = server.ask("POST", "/lab", asked | {"url": url, "lan": lan is not None})
+    except BaseException:
+        if lan:
+            door.close(config)
+        raise
     lab, code = answer["lab"], answer["code"]
     board = f"{server.url('').removesuffix('/admin')}/board#key={server.key(tokens.BOARD_AUDIENCE, KEY_LIFE)}"
     answer |= {"board_url": board, "projector_url": f"{board}&view=projector"}
@@ -119,9 +137,21 @@ def _new(server: Server, chosen: argparse.Namespace, config: settings.Settings) 
         "projector   the button on the board shows it without names, with the QR code",
         "cards       ./scripts/lab cards prints a code for each seat: hand out those, or show the one for all",
     ]
-    if lab["join_url"].startswith("https://localhost"):
+    if lan:
+        lines += [f"note        {text}" for text in door.warnings(lan)]
+        lines += ["", trust.trust_text(lan.url, lan.fingerprint), "", trust.unreachable_text(lan.url)]
+    elif lab["join_url"].startswith("https://localhost"):
         lines.append("note        no public URL is open: only this machine can join. ./scripts/up opens one")
     return answer, "\n".join(lines)
+
+
+def _none_yet(server: Server) -> None:
+    """Make sure that there is no lab before anything is opened. Raises: Problem where there is one."""
+    there = ""
+    with contextlib.suppress(Problem):
+        there = server.ask("GET", "/lab")["lab"]["title"]
+    if there:
+        raise Problem(f"There is a lab already: {there}.", "./scripts/lab end", 2)
 
 
 def _moment(when: float) -> str:
@@ -160,6 +190,8 @@ def _end(server: Server, chosen: argparse.Namespace, config: settings.Settings) 
         if not sys.stdin.readline().strip().lower().startswith("y"):
             raise Problem("Nothing was ended.", "./scripts/lab end --yes ends it without asking", 1)
     answer = server.ask("DELETE", "/lab")
+    if door.close(config):
+        sys.stderr.write("the edge answers on loopback only, as before\n")
     told = answer["summary"]
     name = re.sub(r"[^a-z0-9]+", "-", lab["title"].lower()).strip("-") or "lab"
     file = _folder(config) / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{name}.json"

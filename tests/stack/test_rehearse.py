@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import ssl
 import stat
 import subprocess
 from pathlib import Path
 
+import httpx2
 import pytest
 
+from slipway import edge, settings
+from slipway.lan import network
 from tests.conftest import clean_environment
 
 pytestmark = pytest.mark.slow
@@ -60,6 +65,34 @@ def test_a_lab_is_opened_shown_changed_and_ended_by_commands(checkout: Path) -> 
     assert json.loads(summary.read_text())["seats"] == 2
     assert "Ana" not in summary.read_text()
     assert "There is no lab" in run(checkout, "lab", "end").stderr
+
+
+def test_a_lab_without_a_tunnel_is_open_in_the_local_network_until_it_ends(checkout: Path) -> None:
+    start(checkout)
+    wrong = run(checkout, "lab", "new", "Offline", "--lan", "203.0.113.7")
+    assert wrong.returncode and "203.0.113.7" in wrong.stderr
+    assert "There is no lab" in run(checkout, "lab", "list").stderr
+    opened = run(checkout, "lab", "new", "Offline", "--lan", "--seats", "2")
+    assert opened.returncode == 0, opened.stderr
+    address = next(iter(network.addresses()))
+    assert "/join/ca.crt" in opened.stdout and "NODE_EXTRA_CA_CERTS" in opened.stdout
+    config = settings.load({}, checkout / ".env")
+    url, code = f"https://{address}:{config.tls_port}", opened.stdout.rsplit("?code=", 1)[1].strip()
+    assert f"{url}/join" in opened.stdout
+    trust = ssl.create_default_context(cafile=str(edge.ca_file(config, checkout)))
+    with httpx2.Client(verify=trust, trust_env=False, base_url=url) as client:
+        page = client.get("/join", params={"code": code})
+        csrf = re.search(r'name="csrf" value="(\w+)"', page.text)
+        assert csrf and code in page.text
+        joined = client.post("/join", data={"csrf": csrf[1], "code": code, "name": "Ana"})
+        assert f"{url}/mcp" in joined.text
+        assert client.get("/admin/lab").status_code == client.get("/board").status_code == 404
+        listed = run(checkout, "lab", "list", "--json").stdout
+        assert json.loads(listed)["lab"]["budget"]["plan"] == "none", "the local network costs nothing"
+        ended = run(checkout, "lab", "end", "--yes")
+        assert "loopback only" in ended.stderr
+        with pytest.raises(httpx2.ConnectError):
+            client.get("/healthz")
 
 
 def test_thirty_seats_rehearse_a_lab_with_every_fault_and_a_server_that_is_killed(checkout: Path) -> None:
