@@ -115,6 +115,15 @@ def test_a_container_is_hardened(containers: Containers, service: str) -> None:
     assert containers.run("docker", "compose", "exec", "-T", service, "touch", "/new", ok=False).returncode != 0
 
 
+def test_a_lab_is_rehearsed_in_containers_and_its_server_killed(containers: Containers) -> None:
+    done = containers.run(containers.root / "scripts" / "rehearse", "--seats", "6", "--json", ok=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert (told["failed"], told["summary"]["joined"]) == (0, 6)
+    assert any("killed in the middle" in step["step"] for step in told["steps"])
+    assert not list((containers.root / ".slipway").rglob("cards*"))
+
+
 def test_only_loopback_is_published(containers: Containers) -> None:
     ports = []
     for service in ("server", "caddy"):
