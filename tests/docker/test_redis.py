@@ -13,7 +13,7 @@ import pytest
 
 from slipway import compose, tokens
 from tests.conftest import Stack, free_ports, wait_until
-from tests.stack.test_join import form
+from tests.stack.test_join import form, token_of
 from tests.stack.test_oauth import Browser, _closed, invite, name, refresh, signed_in
 from tests.test_admin import ask, mint, status
 
@@ -138,3 +138,19 @@ def test_a_subject_has_one_account_over_all_replicas(
     assert codes[:10] == [200] * 10
     assert codes[-1] == 429
     assert codes.count(200) <= 14  # a minute's edge lets a few more pass; counting alone, each would have let ten
+
+
+def test_a_lab_is_one_over_the_replicas(replicas: tuple[Stack, Stack]) -> None:
+    one, other = replicas
+    opened = ask(one, "POST", "/lab", {"title": "MCP 101", "seats": 2, "for": "1h"}).json()
+    page = form(Browser(other), opened["code"], "Ana")
+    assert page.status_code == 200
+    token = token_of(page)
+    assert (status(one, token), status(other, token)) == (200, 200)
+    seats = ask(one, "GET", "/lab").json()["lab"]["seats"]
+    assert (seats[0]["name"], seats[0]["state"]) in {("Ana", "joined"), ("Ana", "connected")}
+    assert ask(other, "POST", "/lab", {"title": "Another", "seats": 2}).status_code == 400
+    ask(other, "DELETE", "/lab")
+    assert (status(one, token), status(other, token)) == (401, 401)
+    assert ask(one, "GET", "/lab").status_code == 404
+    assert "not good" in form(Browser(one), opened["code"], "Ben").text
