@@ -55,7 +55,7 @@ TIDY_EVERY = 600.0  # seconds
 
 
 def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -> ASGIApp:
-    """Return the ASGI app that serves `mcp` under /mcp, with /healthz and /readyz beside it.
+    """Return the ASGI app that serves `mcp` under /mcp, with /healthz, /readyz and /livez beside it.
 
     Args:
         mcp: the server; its auth and middleware are set here.
@@ -134,23 +134,31 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
 
-    async def readyz(_: Request) -> Response:
+    was_ready = False
+
+    async def asked() -> int:
+        nonlocal was_ready
         # a purely stateful app lists nothing without a session, so there the opening of one is the proof
         status = await _ask(
             whole, secret, *(["initialize", _HELLO] if config.sessions == "stateful" else ["tools/list"])
         )
+        was_ready = was_ready or status == 200
+        return status
+
+    async def readyz(_: Request) -> Response:
+        status = await asked()
         return JSONResponse({"ready": status == 200, "answer": status}, 200 if status == 200 else 503)
 
+    async def livez(_: Request) -> Response:
+        # who starts us anew for what is not our fault, an absent Redis, only adds our own absence to it
+        status = await asked()
+        alive = status == 200 or (was_ready and state.away)
+        return JSONResponse({"alive": alive, "answer": status}, 200 if alive else 503)
+
     pages = [] if config.anonymous else [*consent.routes(), *join.routes()]
-    routes = [
-        Route("/healthz", healthz),
-        Route("/readyz", readyz),
-        *admin.routes(),
-        *instructor.routes(),
-        *board_page.routes(),
-        *pages,
-        Mount("/", endpoint),
-    ]
+    probes = [Route("/healthz", healthz), Route("/readyz", readyz), Route("/livez", livez)]
+    lab_routes = [*instructor.routes(), *board_page.routes()]
+    routes = [*probes, *admin.routes(), *lab_routes, *pages, Mount("/", endpoint)]
     told = {store.Trouble: _told}
     rest = Starlette(routes=routes, lifespan=lifespan, exception_handlers=told)
     inner = OneSpelling(FirstByte(Straight(endpoint, rest)))
@@ -189,7 +197,7 @@ def _calls(config: settings.Settings, limits: Limits) -> Calls:
 async def _told(request: Request, error: Exception) -> Response:
     """Answer a request that the state's trouble ends; to people in a sentence, without the braces."""
     assert isinstance(error, store.Trouble)  # noqa: S101 it is registered for nothing else
-    knock: knocks.Knock | None = request.scope.get("slipway.knock")
+    knock = knocks.of(request.scope)
     if knock:
         knock.reason = error.cause
     answer = error.answer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import OrderedDict
@@ -12,11 +13,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slipway import knocks
-from slipway.guards import refuse
+from slipway.guards import PROBES, refuse
 from slipway.sessions import MAX_SECONDS, Body
 
 MAX_REMEMBERED_CLIENTS = 2000
 PROGRESS = b'"notifications/progress"'
+MAX_SHARED = 4000  # headers
+MAX_SHARED_BYTES = 1000
+_EACH_ITS_OWN = frozenset({b"x-request-id", b"mcp-session-id", b"last-event-id", b"traceparent", b"content-length"})
 
 
 class Audit:
@@ -27,68 +31,36 @@ class Audit:
     ) -> None:
         """Take the app, the log, and who else wants to know when a request is over."""
         self._app = app
-        self._log = logger
+        self._write = functools.partial(knocks.write, logger)
         self._answered = answered
         self._clients: OrderedDict[str, str] = OrderedDict()  # session id → client name and version
+        self._shared: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on with `scope["slipway.knock"]` and `scope["slipway.body"]`, and log."""
+        """Hand on with the record in the scope's state (knocks.of), and log."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        headers = Headers(scope=scope)
-        knock = knocks.Knock(time=knocks.now(), http=scope["method"], path=scope["path"])
+        self._share(scope["headers"])
+        headers = Headers(raw=scope["headers"])
+        knock = knocks.Knock(time=knocks.now(), http=scope["method"], path=scope["path"], body=Body(receive))
         knock.request_id = knocks.request_id(headers.get("x-request-id"))
         knock.door = knocks.door(headers.get("host", ""))
         knock.resumed = "last-event-id" in headers
-        body = Body(receive)
-        scope["slipway.knock"], scope["slipway.body"] = knock, body
-        started = time.perf_counter()
-        streams = False
-        quiet = scope["path"] in ("/healthz", "/readyz", "/metrics") or scope.get("slipway.quiet", False)
-        written = quiet
-
-        def finish() -> None:
-            nonlocal written
-            if not written:
-                written = True
-                knock.ms = (time.perf_counter() - started) * 1000
-                self._identify(knock, headers, body)
-                knock.outcome = knock.outcome or _outcome(knock)
-                self._write(knock)
-                knock.written(self._write)
-            if knock.http == "POST":
-                body.forget()
-
-        async def recording(message: Message) -> None:
-            nonlocal streams
-            if message["type"] == "http.response.start":
-                knock.status = message["status"]
-                answer = MutableHeaders(scope=message)
-                answer["x-request-id"] = knock.request_id
-                streams = answer.get("content-type", "").startswith("text/event-stream")
-                if session := answer.get("mcp-session-id"):
-                    self._remember(session, body)
-                if knock.http == "GET":
-                    # an event stream may stay open for hours: its opening is what is worth a line
-                    finish()
-            else:
-                content = message.get("body", b"")
-                knock.bytes_out += len(content)
-                if streams:
-                    knock.progress += content.count(PROGRESS)
-            await send(message)
-
+        scope.setdefault("state", {})["knock"] = knock
+        quiet = scope["path"] in PROBES or scope.get("slipway.quiet", False)
+        recording = _Recording(self, knock, headers, send, written=quiet)
+        del headers  # a stream would keep them
         reset, came = knocks.current.set(knock), True
         try:
             # of a DELETE too: where sessions are "auto", two apps may ask for the body, and it comes only once
             if scope["method"] in ("POST", "DELETE"):
                 try:
-                    await body.read()
+                    await knock.body.read()
                 except TimeoutError:
                     came = False
-                knock.bytes_in = len(body.content)
+                knock.bytes_in = len(knock.body.content)
             if came:
-                await self._app(scope, body.replay(), recording)
+                await self._app(scope, knock.body.replay(), recording)
             else:
                 why = f"The body did not arrive in {MAX_SECONDS:.0f} s. Send the request again."
                 await refuse(scope, recording, 408, why, [(b"connection", b"close")], limit="slow_body")
@@ -100,22 +72,38 @@ class Audit:
             knocks.current.reset(reset)
             if not knock.status:
                 knock.status, knock.reason = 499, knock.reason or "the client left before the answer"
-            finish()
+            recording.finish()
+            knock.body.forget()
             if self._answered and not quiet:
                 self._answered(knock)
 
-    def _write(self, knock: knocks.Knock) -> None:
-        knocks.write(self._log, knock)
+    def _share(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Let requests that say the same keep it once: a session keeps what opened it, and a stream its own."""
+        shared = self._shared
+        if len(shared) > MAX_SHARED:
+            shared.clear()
+        for number, pair in enumerate(headers):
+            name, value = pair
+            if name not in _EACH_ITS_OWN and len(value) <= MAX_SHARED_BYTES:
+                headers[number] = shared.setdefault(pair, pair)
 
-    def _remember(self, session: str, body: Body) -> None:
-        info = _client_info(body.message())
+    def finish(self, knock: knocks.Knock, headers: Headers) -> None:
+        """Write the record; what happens to it from now on is written once more."""
+        self._identify(knock, headers)
+        knock.outcome = knock.outcome or _outcome(knock)
+        self._write(knock)
+        knock.written(self._write)
+
+    def remember(self, session: str, knock: knocks.Knock) -> None:
+        """Note which client has opened a session."""
+        info = _client_info(knock.body.message())
         if info:
             self._clients[session] = info
             while len(self._clients) > MAX_REMEMBERED_CLIENTS:
                 self._clients.popitem(last=False)
 
-    def _identify(self, knock: knocks.Knock, headers: Headers, body: Body) -> None:
-        message = body.message()
+    def _identify(self, knock: knocks.Knock, headers: Headers) -> None:
+        message = knock.body.message()
         params = _mapping(message.get("params"))
         knock.method = str(message.get("method", headers.get("mcp-method", "")))[:100]
         if knock.method == "tools/call":
@@ -124,6 +112,47 @@ class Audit:
         knock.client = _client_info(message) or self._clients.get(session, "") or headers.get("user-agent", "")[:100]
         version = headers.get("mcp-protocol-version") or params.get("protocolVersion")
         knock.era = str(version)[:20] if version else ""
+
+
+class _Recording:
+    """A `send` that puts the answer on the record; no function, see sessions._Replay."""
+
+    __slots__ = ("_audit", "_headers", "_knock", "_send", "_started", "_streams", "_written")
+
+    def __init__(self, audit: Audit, knock: knocks.Knock, headers: Headers, send: Send, *, written: bool) -> None:
+        self._audit = audit
+        self._knock = knock
+        self._headers: Headers | None = headers
+        self._send = send
+        self._started = time.perf_counter()
+        self._streams = False
+        self._written = written
+
+    async def __call__(self, message: Message) -> None:
+        knock = self._knock
+        if message["type"] == "http.response.start":
+            knock.status = message["status"]
+            answer = MutableHeaders(scope=message)
+            answer["x-request-id"] = knock.request_id
+            self._streams = answer.get("content-type", "").startswith("text/event-stream")
+            if session := answer.get("mcp-session-id"):
+                self._audit.remember(session, knock)
+            if knock.http == "GET":
+                # an event stream may stay open for hours: its opening is what is worth a line
+                self.finish()
+        else:
+            content = message.get("body", b"")
+            knock.bytes_out += len(content)
+            if self._streams:
+                knock.progress += content.count(PROGRESS)
+        await self._send(message)
+
+    def finish(self) -> None:
+        """Write the record, if that was not done."""
+        headers, self._headers = self._headers, None
+        if headers is not None and not self._written:
+            self._knock.ms = (time.perf_counter() - self._started) * 1000
+            self._audit.finish(self._knock, headers)
 
 
 def _outcome(knock: knocks.Knock) -> str:

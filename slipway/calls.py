@@ -173,10 +173,9 @@ def _knock() -> knocks.Knock | None:
     """Return the record of the HTTP request that carried this message."""
     try:
         # not the context variable: in a session the tool runs in the session's task, not in the request's
-        found: knocks.Knock | None = get_http_request().scope.get("slipway.knock")
+        return knocks.of(get_http_request().scope)
     except RuntimeError:
         return None
-    return found
 
 
 def _address() -> str:

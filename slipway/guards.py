@@ -15,6 +15,8 @@ from slipway import knocks
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+# whether we live and what we do
+PROBES = frozenset({"/healthz", "/readyz", "/livez", "/metrics"})
 MAX_DEPTH = 64
 MAX_CONTAINERS = 20_000
 # a string without its end goes to the end of the input: nothing is looked at twice
@@ -56,7 +58,7 @@ class HostGuard:
         """Answer 421 or hand on."""
         if scope["type"] != "http":
             return self._app(scope, receive, send)
-        headers = Headers(scope=scope)
+        headers = Headers(raw=scope["headers"])
         host = host_name(headers.get("host", ""))
         allowed = [*LOOPBACK, *self._hosts()]
         # a pattern must not let through what would break out of a URL or a header
@@ -96,13 +98,14 @@ class Bounds:
         """Answer 503 or 400, or hand on."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        # whether we live and what we do must be told at the worst of times
-        if self._most and self.open >= self._most and scope["path"] not in ("/healthz", "/readyz", "/metrics"):
+        # the probes must be answered at the worst of times
+        asked_by_ourselves = scope["path"] in PROBES or scope.get("slipway.quiet")
+        if self._most and self.open >= self._most and not asked_by_ourselves:
             text = f"The server has {self._most} requests open, which is the most. Try again in a few seconds."
-            scope["slipway.body"].forget()
+            scope["state"]["knock"].body.forget()
             return await refuse(scope, send, 503, text, [(b"retry-after", b"5")], limit="requests_at_once")
-        if why := too_dear(scope["slipway.body"].content):
-            scope["slipway.body"].forget()
+        if why := too_dear(scope["state"]["knock"].body.content):
+            scope["state"]["knock"].body.forget()
             return await refuse(scope, send, 400, why, limit="json")
         self.open += 1
         try:
@@ -131,8 +134,7 @@ async def refuse(
     limit: str = "", code: str = "",
 ) -> None:  # fmt: skip
     """Answer with a JSON sentence that says what to change, and note it on the request's record."""
-    knock: knocks.Knock | None = scope.get("slipway.knock")
-    if knock:
+    if knock := knocks.of(scope):
         knock.reason, knock.limit, knock.code = text, limit, code
     body = json.dumps({"error": text}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

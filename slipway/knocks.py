@@ -60,6 +60,8 @@ class Knock:
     resumed: bool = False  # it came with Last-Event-ID
     mark: str = ""  # of the token that a request showed which the edge refused: tokens.mark
 
+    # no part of the record, but what came with the request: a sessions.Body
+    body: Any = field(default=None, repr=False, compare=False)
     _late: Callable[[Knock], None] | None = field(default=None, repr=False, compare=False)
 
     def written(self, late: Callable[[Knock], None]) -> None:
@@ -75,11 +77,17 @@ class Knock:
             self._late(self)
 
 
-FIELDS = tuple(each.name for each in fields(Knock) if not each.name.startswith("_"))
+FIELDS = tuple(each.name for each in fields(Knock) if each.repr)
 _KINDS: dict[str, Callable[[Any], Any]] = {name: type(getattr(Knock(), name)) for name in FIELDS}
 _YEAR_5000 = 95_000_000_000.0  # seconds
 
 current: ContextVar[Knock | None] = ContextVar("knock", default=None)
+
+
+def of(scope: Any) -> Knock | None:
+    """Return the record of a request. It is in `request.state`: one key more would double the size of each scope."""
+    found: Knock | None = scope.get("state", {}).get("knock")
+    return found
 
 
 class _PrivateFile(logging.handlers.RotatingFileHandler):

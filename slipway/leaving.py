@@ -41,13 +41,7 @@ class Draining:
         if self.draining and scope["path"] == "/readyz":
             leaving = JSONResponse({"ready": False, "answer": "stopping"}, 503, {"connection": "close"})
             return leaving(scope, receive, send)
-
-        async def closing(message: Message) -> None:
-            if self.draining and message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
-            await send(message)
-
-        return (self._counted if scope["method"] == "POST" else self._app)(scope, receive, closing)
+        return (self._counted if scope["method"] == "POST" else self._app)(scope, receive, _Closing(self, send))
 
     async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.unanswered += 1
@@ -55,6 +49,21 @@ class Draining:
             await self._app(scope, receive, send)
         finally:
             self.unanswered -= 1
+
+
+class _Closing:
+    """A `send`; no function, see sessions._Replay."""
+
+    __slots__ = ("_send", "_whole")
+
+    def __init__(self, whole: Draining, send: Send) -> None:
+        self._whole = whole
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        if self._whole.draining and message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
+        await self._send(message)
 
 
 async def leave(server: uvicorn.Server, whole: Draining, listening: socket.socket) -> None:

@@ -226,7 +226,7 @@ class PerIdentity:
         who = self._limits.identity(claims, (scope.get("client") or ("",))[0])
         if who is None:
             return await self._app(scope, receive, send)
-        body = scope["slipway.body"]
+        body = scope["state"]["knock"].body
         if scope["method"] == "POST" and not body.counted:
             # where sessions are "auto", a request may be shown to two apps
             body.counted = True
@@ -236,30 +236,23 @@ class PerIdentity:
         streams = scope["method"] == "GET" or method == LISTENING
         if streams and (over := self._limits.take("streams_at_once", who.key, who.allowed.streams_at_once)):
             return await self._refuse(scope, send, who, over)
-        named, opened = Headers(scope=scope).get("mcp-session-id", ""), ""
-        deleted = False
-
-        async def watching(message: Message) -> None:
-            nonlocal opened, deleted
-            if message["type"] == "http.response.start" and message["status"] == 200:
-                deleted = scope["method"] == "DELETE"
-                if not named:
-                    opened = Headers(raw=message["headers"]).get("mcp-session-id", "")
-                    if opened:
-                        self._sessions.opened(opened, who.key, scope)
-                        self._sessions.used(opened, 1)
-                        await self._end_spare(scope, who)
-            await send(message)
-
+        named = Headers(raw=scope["headers"]).get("mcp-session-id", "")
+        watching = _Watching(self, scope, send, who, named)
         self._sessions.used(named, 1)
         try:
             await self._app(scope, receive, watching)
         finally:
             if streams:
                 self._limits.give_back("streams_at_once", who.key)
-            self._sessions.used(named or opened, -1)
-            if deleted:
+            self._sessions.used(named or watching.opened, -1)
+            if watching.deleted:
                 self._sessions.ended(named)
+
+    async def opened(self, name: str, scope: Scope, who: Identity) -> None:
+        """Note a new session, and end what is one too many by it."""
+        self._sessions.opened(name, who.key, scope)
+        self._sessions.used(name, 1)
+        await self._end_spare(scope, who)
 
     async def _end_spare(self, scope: Scope, who: Identity) -> None:
         """End sessions as their owners would (MCP 2025-11-25, Transports, Session Management)."""
@@ -280,9 +273,9 @@ class PerIdentity:
         await self._app({**scope, "method": "DELETE", "headers": headers}, receive, send)
 
     async def _refuse(self, scope: Scope, send: Send, who: Identity, over: Over) -> None:
-        knock, body = scope.get("slipway.knock"), scope["slipway.body"]
-        if knock:
-            knock.reason, knock.limit = f"over the limit: {over.text}", over.limit
+        knock = scope["state"]["knock"]
+        body = knock.body
+        knock.reason, knock.limit = f"over the limit: {over.text}", over.limit
         request = body.message().get("id")
         body.forget()  # many may wait here
         if self._limits.taken["held", who.key] < MAX_HELD:
@@ -299,3 +292,27 @@ class PerIdentity:
         ]  # fmt: skip
         await send({"type": "http.response.start", "status": 429, "headers": headers})
         await send({"type": "http.response.body", "body": text})
+
+
+class _Watching:
+    """A `send` that learns from the answer which session was opened or ended; no function, see sessions._Replay."""
+
+    __slots__ = ("_named", "_room", "_scope", "_send", "_who", "deleted", "opened")
+
+    def __init__(self, room: PerIdentity, scope: Scope, send: Send, who: Identity, named: str) -> None:
+        self._room = room
+        self._scope = scope
+        self._send = send
+        self._who = who
+        self._named = named
+        self.opened = ""
+        self.deleted = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 200:
+            self.deleted = self._scope["method"] == "DELETE"
+            opened = "" if self._named else Headers(raw=message["headers"]).get("mcp-session-id", "")
+            if opened:
+                self.opened = opened
+                await self._room.opened(opened, self._scope, self._who)
+        await self._send(message)

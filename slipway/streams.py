@@ -32,13 +32,21 @@ class FirstByte:
         """Hand on; add the comment to event streams."""
         if scope["type"] != "http":
             return self._app(scope, receive, send)
+        return self._app(scope, receive, _Opening(send))
 
-        async def opening(message: Message) -> None:
-            await send(message)
-            if message["type"] == "http.response.start" and _streams(message):
-                await send({"type": "http.response.body", "body": OPENED, "more_body": True})
 
-        return self._app(scope, receive, opening)
+class _Opening:
+    """A `send`; no function, see sessions._Replay."""
+
+    __slots__ = ("_send",)
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        await self._send(message)
+        if message["type"] == "http.response.start" and _streams(message):
+            await self._send({"type": "http.response.body", "body": OPENED, "more_body": True})
 
 
 class SlowReaders:
@@ -56,20 +64,30 @@ class SlowReaders:
         """Hand on."""
         if scope["type"] != "http":
             return self._app(scope, receive, send)
+        return self._app(scope, receive, _Cutting(scope, send, self._patience))
 
-        async def cutting(message: Message) -> None:
-            try:
-                async with asyncio.timeout(self._patience):
-                    await send(message)
-            except TimeoutError:
-                if knock := scope.get("slipway.knock"):
-                    knock.reason, knock.limit = "cut: the client does not read its answer", "slow_reader"
-                transport = getattr(getattr(send, "__self__", None), "transport", None)
-                if transport:
-                    transport.abort()
-                raise OSError("the client does not read its answer") from None
 
-        return self._app(scope, receive, cutting)
+class _Cutting:
+    """A `send`; no function, see sessions._Replay."""
+
+    __slots__ = ("_patience", "_scope", "_send")
+
+    def __init__(self, scope: Scope, send: Send, patience: float) -> None:
+        self._scope = scope
+        self._send = send
+        self._patience = patience
+
+    async def __call__(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._send(message)
+        except TimeoutError:
+            if knock := self._scope.get("state", {}).get("knock"):
+                knock.reason, knock.limit = "cut: the client does not read its answer", "slow_reader"
+            transport = getattr(getattr(self._send, "__self__", None), "transport", None)
+            if transport:
+                transport.abort()
+            raise OSError("the client does not read its answer") from None
 
 
 class BoundedEvents(MemoryStore):

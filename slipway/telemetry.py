@@ -57,30 +57,15 @@ class Telemetry:
         """Answer or hand on."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        headers = Headers(scope=scope)
-        if scope["path"] == PATH and _near(headers):
+        if scope["path"] == PATH and _near(Headers(raw=scope["headers"])):
             return await self._tell(scope, receive, send)
-        knock: knocks.Knock = scope["slipway.knock"]
-        parent = _UNSEEN if scope.get("slipway.quiet") else incoming(headers)
-        if not trace_id(parent):
-            # FastMCP would do so itself, but for what it asks itself in between
-            parent = of_message(scope["slipway.body"].message())
-        knock.trace_id = trace_id(parent)
-        method, open_streams = scope["method"], 0
-
-        async def counting(message: Message) -> None:
-            nonlocal open_streams
-            if message["type"] == "http.response.start" and _streams(message):
-                open_streams = 1
-                self._metrics.stream(method, 1)
-            await send(message)
-
-        token = otel_context.attach(parent)
+        counting = _Counting(send, scope["method"], self._metrics)
+        token = otel_context.attach(_parent(scope))
         try:
             await self._app(scope, receive, counting)
         finally:
             otel_context.detach(token)
-            self._metrics.stream(method, -open_streams)
+            counting.end()
 
     async def _tell(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "GET":
@@ -90,6 +75,27 @@ class Telemetry:
             answer = PlainTextResponse(text, headers={"cache-control": "no-store"})
             answer.headers["content-type"] = CONTENT_TYPE_PLAIN_0_0_4
         await answer(scope, receive, send)
+
+
+class _Counting:
+    """A `send` that counts event streams; no function, see sessions._Replay."""
+
+    __slots__ = ("_method", "_metrics", "_open", "_send")
+
+    def __init__(self, send: Send, method: str, metrics: Metrics) -> None:
+        self._send = send
+        self._method = method
+        self._metrics = metrics
+        self._open = 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and _streams(message):
+            self._open = 1
+            self._metrics.stream(self._method, 1)
+        await self._send(message)
+
+    def end(self) -> None:
+        self._metrics.stream(self._method, -self._open)
 
 
 class Measured(Middleware):
@@ -192,6 +198,17 @@ def _near(headers: Headers) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_private
     except ValueError:
         return False
+
+
+def _parent(scope: Scope) -> Context:
+    """Return the context with the caller's span as the parent, and note its trace."""
+    knock: knocks.Knock = scope["state"]["knock"]
+    parent = _UNSEEN if scope.get("slipway.quiet") else incoming(Headers(raw=scope["headers"]))
+    if not trace_id(parent):
+        # FastMCP would do so itself, but for what it asks itself in between
+        parent = of_message(knock.body.message())
+    knock.trace_id = trace_id(parent)
+    return parent
 
 
 def _streams(start: Message) -> bool:

@@ -91,9 +91,14 @@ async def test_one_request_too_many_is_told_to_come_again_and_the_probes_still_p
     await asyncio.sleep(0)
     status, told = await answer(app, *ask())
     assert (status, "most" in told["error"]) == (503, True)
-    assert (await answer(app, *ask(path="/healthz")))[0] == 200
+    for path in ("/healthz", "/readyz", "/livez", "/metrics"):
+        assert (await answer(app, *ask(path=path)))[0] == 200
+    # what /readyz and /livez ask of the whole app in turn: who is full is well, and is not to be started anew
+    scope, given = ask()
+    own = asyncio.ensure_future(answer(app, scope | {"slipway.quiet": True}, given))
+    await asyncio.sleep(0)
     full.set()
-    assert (await first)[0] == 200
+    assert [(await each)[0] for each in (first, own)] == [200, 200]
     assert (await answer(app, *ask()))[0] == 200
 
 
@@ -158,7 +163,7 @@ async def test_a_refusal_keeps_no_body() -> None:
     scope, given = ask(b"[" * 100)
     body = sessions.Body(lambda: _next(given))
     await body.read()
-    scope["slipway.body"] = body
+    scope["state"] = {"knock": knocks.Knock(body=body)}
     status, _ = await answer(Bounds(ok, 0), scope, [])
     assert status == 400
     assert body.content == b""

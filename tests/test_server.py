@@ -171,6 +171,7 @@ def test_alive_and_ready_are_told_apart(shared_stack: Stack) -> None:
     with httpx2.Client(timeout=10) as client:
         assert client.get(base + "/healthz").text == "ok\n"
         assert client.get(base + "/readyz").json() == {"ready": True, "answer": 200}
+        assert client.get(base + "/livez").json() == {"alive": True, "answer": 200}
 
 
 def test_the_host_of_an_open_tunnel_is_ours_at_once_and_no_longer(make_stack: Callable[..., Stack]) -> None:

@@ -316,8 +316,8 @@ async def served(path: str, **headers: str) -> str:
         sent.append(message)
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    scope = {"type": "http", "method": "GET", "path": path, "headers": raw, "slipway.knock": knocks.Knock()}
-    scope["slipway.body"] = Body(send)  # type: ignore[arg-type]
+    knock = knocks.Knock(body=Body(send))  # type: ignore[arg-type]
+    scope = {"type": "http", "method": "GET", "path": path, "headers": raw, "state": {"knock": knock}}
     await telemetry.Telemetry(app, Metrics())(scope, send, send)
     return b"".join(message.get("body", b"") for message in sent).decode()
 

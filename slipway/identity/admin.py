@@ -184,6 +184,6 @@ def _unknown(jti: str) -> Response:
 
 
 def _note(request: Request, reason: str, code: str) -> None:
-    knock: knocks.Knock | None = request.scope.get("slipway.knock")
+    knock = knocks.of(request.scope)
     if knock:
         knock.reason, knock.code = reason, code

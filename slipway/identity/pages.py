@@ -43,7 +43,7 @@ def problem(text: str) -> str:
 
 def note(request: Request, reason: str) -> None:
     """Tell the operator's log why a form was refused."""
-    knock: knocks.Knock | None = request.scope.get("slipway.knock")
+    knock = knocks.of(request.scope)
     if knock:
         knock.reason = reason
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Iterable, Sequence
@@ -26,6 +27,8 @@ from slipway.store import Trouble
 
 TOOL_PREFIX = "tool:"
 MAX_KNOWN = 2000
+# all tokens have the same fields; a set of each one's own would be 728 bytes
+_GIVEN = {"token", "client_id", "subject", "scopes", "expires_at", "claims"}
 
 # why the token of this request could not be judged: FastMCP's authentication knows good and bad alone
 _unjudged: ContextVar[Trouble | None] = ContextVar("unjudged", default=None)
@@ -59,9 +62,10 @@ class SlipwayTokens(TokenVerifier):
             return None
         known = self._known.get(token)
         if not known or known.expires_at != int(claims["exp"]):
-            known = self._known[token] = AccessToken(
-                token=token, client_id=claims["client_id"], subject=claims["sub"], scopes=claims["scope"].split(),
-                expires_at=int(claims["exp"]), claims=claims,
+            known = self._known[token] = AccessToken.model_construct(
+                _GIVEN, token=token, client_id=claims["client_id"], subject=claims["sub"],
+                scopes=[sys.intern(each) for each in claims["scope"].split()], expires_at=int(claims["exp"]),
+                claims=claims,
             )  # fmt: skip
             while len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
@@ -100,10 +104,11 @@ class Challenge:
         if scope["type"] != "http" or scope["path"] != "/mcp":
             return self._app(scope, receive, send)
         # where a host that takes no bearer finds the way to sign in (RFC 9728 §5.1); HostGuard checked the Host
-        origin = f"{scope['scheme']}://{Headers(scope=scope).get('host', '').lower()}"
+        headers = Headers(raw=scope["headers"])
+        origin = f"{scope['scheme']}://{headers.get('host', '').lower()}"
         where = f', resource_metadata="{origin}/.well-known/oauth-protected-resource/mcp"'
         user = scope.get("user")
-        knock: knocks.Knock | None = scope.get("slipway.knock")
+        knock = knocks.of(scope)
         if isinstance(user, AuthenticatedUser):
             if any(name.startswith(TOOL_PREFIX) for name in user.scopes):
                 return self._app(scope, receive, send)
@@ -111,7 +116,7 @@ class Challenge:
             return self._refuse(send, knock, 403, "insufficient_scope", text, ', scope="tool:*"' + where)
         if trouble := _unjudged.get():
             return trouble.answer()(scope, receive, send)
-        given = Headers(scope=scope).get("authorization", "")
+        given = headers.get("authorization", "")
         if given.lower().startswith("bearer "):
             text = "The bearer token is expired, not for this server, or not valid. Ask the operator for a new one."
             return self._refuse(send, knock, 401, "invalid_token", text, where)
@@ -209,7 +214,7 @@ def _note(reason: str, code: str = "", outcome: str = "") -> None:
     """Put the reason on the record of the HTTP request that carried this message."""
     try:
         # not the context variable: in a session the tool runs in the session's task, not in the request's
-        knock: Any = get_http_request().scope.get("slipway.knock")
+        knock = knocks.of(get_http_request().scope)
     except RuntimeError:
         return
     if knock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -17,7 +18,7 @@ import psutil
 import pytest
 
 from slipway import compose, tokens
-from tests.conftest import Stack, free_ports, wait_until
+from tests.conftest import ROOT, Stack, free_ports, wait_until
 from tests.docker.test_compose import Containers, containers
 from tests.stack.test_edge import PAGE, assert_readable_by_a_page
 from tests.stack.test_join import form
@@ -170,6 +171,22 @@ async def test_while_redis_is_away_calls_are_refused_in_words_and_the_same_clien
             f"Redis at 127.0.0.1:{redis.port} does not answer",
             f"Redis at 127.0.0.1:{redis.port} answers again",
         ]
+
+
+def test_while_redis_is_away_a_server_is_not_ready_but_docker_leaves_it_alone(replicas: Callable[..., Any]) -> None:
+    redis, one, _ = replicas()
+    asked_by_docker = re.findall(r"127\.0\.0\.1:8000(/[a-z]+)'", (ROOT / "docker-compose.yml").read_text())
+    assert len(asked_by_docker) == 1
+
+    def told(path: str) -> int:
+        return httpx2.get(one.server_url.replace("/mcp", path), timeout=4).status_code
+
+    assert [told("/readyz"), told(*asked_by_docker)] == [200, 200]
+    with redis.paused():
+        wait_until(lambda: told("/readyz") == 503, BOUND, "that it is not ready")
+        assert [told("/readyz"), told(*asked_by_docker)] == [503, 200]
+    back(one)
+    assert [told("/readyz"), told(*asked_by_docker)] == [200, 200]
 
 
 async def test_who_is_to_serve_on_does_so_by_what_is_known_and_says_it(replicas: Callable[..., Any]) -> None:

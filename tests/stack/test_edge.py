@@ -210,7 +210,7 @@ def raw_status(stack: Stack, path: str) -> int:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/admin", "/admin/tokens", "/metrics", "/readyz", "/mcpx", "/mcp/x", "/docs", "/.git/config",
+    ["/", "/admin", "/admin/tokens", "/metrics", "/readyz", "/livez", "/mcpx", "/mcp/x", "/docs", "/.git/config",
      "/mcp/../readyz", "/mcp/%2e%2e/readyz", "/.well-known/../readyz", "/.well-known/%2e%2e/readyz", "//readyz"],
 )  # fmt: skip
 def test_a_path_that_is_not_public_never_reaches_the_server(shared_stack: Stack, path: str) -> None:
