@@ -26,6 +26,7 @@ from slipway.audit import Audit
 from slipway.calls import Calls, Rule
 from slipway.guards import Bounds, HostGuard, public_host
 from slipway.identity.admin import Admin
+from slipway.identity.admission import Admission
 from slipway.identity.consent import Consent
 from slipway.identity.grants import Grants
 from slipway.identity.invites import Invites
@@ -35,6 +36,10 @@ from slipway.identity.names import Names
 from slipway.identity.oauth import SlipwayOAuth
 from slipway.identity.pages import Pages
 from slipway.identity.verifier import Challenge, SlipwayTokens, ToolScopes
+from slipway.lab.budget import Budget, plan
+from slipway.lab.feed import Feed
+from slipway.lab.routes import Instructor
+from slipway.lab.seats import Labs
 from slipway.limits import Allowance, Limits, PerIdentity, Sessions
 from slipway.metrics import Metrics
 from slipway.sessions import AutoSessions
@@ -65,11 +70,17 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     grants = Grants(state, ledger)
     oauth = SlipwayOAuth(SlipwayTokens(secret, ledger), secret, grants)
     look, who = Pages(secret), Names(ledger, grants)
-    consent = Consent(look, oauth, grants, invites, who)
-    join = Join(look, grants, invites, ledger, who, secret)
+    labs = Labs(state, invites, ledger, who)
+    hosts = _Hosts(config)
+    feed = Feed(labs, ledger, state, Budget(plan(config.plan)), config.state / "log", hosts.public_url)
+    admission = Admission(invites, who, labs.seat)
+    consent = Consent(look, oauth, grants, admission)
+    join = Join(look, grants, admission, ledger, secret, feed.progress)
+    instructor = Instructor(secret, labs, feed, max_ttl=config.max_ttl)
     mcp.auth = None if config.anonymous else oauth
     idle = tokens.parse_ttl(config.session_idle)
-    limits, sessions = Limits(_allowance(config), redis_url, away=lambda: state.away), Sessions(idle)
+    sessions = Sessions(idle)
+    limits = Limits(_allowance(config), redis_url, away=lambda: state.away, own=labs.limits_of)
     metrics = _metrics(config, state, sessions)
     # in front of a target's own: what those answer by themselves must be allowed, and counts, too
     mcp.middleware[:0] = [
@@ -107,6 +118,8 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
             stack.callback(tidying.cancel)
             watching = asyncio.create_task(state.watch())
             stack.callback(watching.cancel)
+            following = asyncio.create_task(feed.run())
+            stack.callback(following.cancel)
             for app in apps:
                 await stack.enter_async_context(app.lifespan(app))
             await _warm_up(whole, secret)
@@ -126,11 +139,18 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         return JSONResponse({"ready": status == 200, "answer": status}, 200 if status == 200 else 503)
 
     pages = [] if config.anonymous else [*consent.routes(), *join.routes()]
-    routes = [Route("/healthz", healthz), Route("/readyz", readyz), *admin.routes(), *pages, Mount("/", endpoint)]
+    routes = [
+        Route("/healthz", healthz),
+        Route("/readyz", readyz),
+        *admin.routes(),
+        *instructor.routes(),
+        *pages,
+        Mount("/", endpoint),
+    ]
     told = {store.Trouble: _told}
     rest = Starlette(routes=routes, lifespan=lifespan, exception_handlers=told)
     inner = OneSpelling(FirstByte(Straight(endpoint, rest)))
-    guarded = telemetry.Telemetry(HostGuard(inner, _Hosts(config)), metrics)
+    guarded = telemetry.Telemetry(HostGuard(inner, hosts), metrics)
     whole: ASGIApp = Audit(Bounds(guarded, config.requests_at_once), log, metrics.answered)
     return whole
 
@@ -190,15 +210,22 @@ class _Hosts:
         self._file = config.public_url_file
         self._seen = -1
         self._tunnel = ""
+        self._url = ""
+
+    def public_url(self) -> str:
+        """Return the open tunnel's URL, or ""."""
+        self()
+        return self._url
 
     def __call__(self) -> list[str]:
         try:
             changed = self._file.stat().st_mtime_ns
         except OSError:
-            changed, self._tunnel = -1, ""
+            changed, self._tunnel, self._url = -1, "", ""
         if changed != self._seen:
             with contextlib.suppress(OSError):
-                self._tunnel = public_host(self._file.read_text(encoding="utf-8").strip())
+                self._url = self._file.read_text(encoding="utf-8").strip()
+                self._tunnel = public_host(self._url)
             self._seen = changed
         return [*self._set, self._tunnel] if self._tunnel else self._set
 

@@ -16,6 +16,7 @@ from slipway.guards import refuse
 from slipway.sessions import MAX_SECONDS, Body
 
 MAX_REMEMBERED_CLIENTS = 2000
+PROGRESS = b'"notifications/progress"'
 
 
 class Audit:
@@ -37,9 +38,12 @@ class Audit:
         headers = Headers(scope=scope)
         knock = knocks.Knock(time=knocks.now(), http=scope["method"], path=scope["path"])
         knock.request_id = knocks.request_id(headers.get("x-request-id"))
+        knock.door = knocks.door(headers.get("host", ""))
+        knock.resumed = "last-event-id" in headers
         body = Body(receive)
         scope["slipway.knock"], scope["slipway.body"] = knock, body
         started = time.perf_counter()
+        streams = False
         quiet = scope["path"] in ("/healthz", "/readyz", "/metrics") or scope.get("slipway.quiet", False)
         written = quiet
 
@@ -56,17 +60,22 @@ class Audit:
                 body.forget()
 
         async def recording(message: Message) -> None:
+            nonlocal streams
             if message["type"] == "http.response.start":
                 knock.status = message["status"]
                 answer = MutableHeaders(scope=message)
                 answer["x-request-id"] = knock.request_id
+                streams = answer.get("content-type", "").startswith("text/event-stream")
                 if session := answer.get("mcp-session-id"):
                     self._remember(session, body)
                 if knock.http == "GET":
                     # an event stream may stay open for hours: its opening is what is worth a line
                     finish()
             else:
-                knock.bytes_out += len(message.get("body", b""))
+                content = message.get("body", b"")
+                knock.bytes_out += len(content)
+                if streams:
+                    knock.progress += content.count(PROGRESS)
             await send(message)
 
         reset, came = knocks.current.set(knock), True

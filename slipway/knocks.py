@@ -55,6 +55,10 @@ class Knock:
     trace_id: str = ""  # W3C Trace Context, 32 hex digits
     arguments: str = ""  # of the call, as its result: only where SLIPWAY_AUDIT_PAYLOADS asks for them
     result: str = ""
+    door: str = ""  # tunnel or lan; "" is this machine
+    progress: int = 0  # notifications of it that the answer carried
+    resumed: bool = False  # it came with Last-Event-ID
+    mark: str = ""  # of the token that a request showed which the edge refused: tokens.mark
 
     _late: Callable[[Knock], None] | None = field(default=None, repr=False, compare=False)
 
@@ -203,7 +207,7 @@ def from_edge(line: dict[str, Any]) -> Knock | None:
         refused = f"origin {line.get('origin', '')} is not in SLIPWAY_ALLOWED_ORIGINS"
     knock = Knock(
         outcome="refused",
-        time=float(line.get("ts", 0)),
+        time=float(line.get("ts", 0)) - float(line.get("duration", 0)),
         http=str(request.get("method", "")),
         path=str(request.get("uri", "")).split("?")[0],
         request_id=str(line.get("request_id", "")),
@@ -211,6 +215,9 @@ def from_edge(line: dict[str, Any]) -> Knock | None:
         status=int(line.get("status", 0)),
         ms=float(line.get("duration", 0)) * 1000,
         reason=str(refused),
+        code="origin" if line["refused"] == "origin" else "",
+        door=door(str(request.get("host", ""))),
+        mark=str(line.get("token", "")),
     )
     return _possible(knock)
 
@@ -258,6 +265,11 @@ class Tail:
         self._inode, self._offset = self._stat()
         self._rest = b""
 
+    @property
+    def offset(self) -> int:
+        """How many bytes of the file were read, or passed over at the beginning."""
+        return self._offset
+
     def _stat(self) -> tuple[int, int]:
         with contextlib.suppress(OSError):
             status = self._path.stat()
@@ -283,6 +295,14 @@ class Tail:
             self._rest = b""
         for line in whole:
             yield line.decode("utf-8", "replace")
+
+
+def door(host: str) -> str:
+    """Return by which door a request came whose Host this is: "" on this machine, "lan" by an address, "tunnel"."""
+    name = host.rpartition(":")[0] if host[-1:].isdigit() and ":" in host else host
+    if name in ("localhost", "127.0.0.1", "[::1]", "::1", "", "server") or name.startswith("127."):
+        return ""
+    return "lan" if name.endswith((".local", "]")) or name.replace(".", "").isdigit() else "tunnel"
 
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

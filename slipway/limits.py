@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,14 +62,19 @@ class Over:
 class Limits:
     """The counters of everybody."""
 
-    def __init__(self, default: Allowance, redis_url: str = "", *, away: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, default: Allowance, redis_url: str = "", *, away: Callable[[], bool] = lambda: False,
+        own: Callable[[str], Mapping[str, int]] = lambda _: {},
+    ) -> None:  # fmt: skip
         """Take what a token without limits of its own may do.
 
         Args:
             default: that.
             redis_url: redis://… counts rates over replicas.
             away: whether Redis is known not to answer, so that nobody waits for it.
+            own: what differs for a subject over all its tokens, by the names of Allowance.
         """
+        self._own = own
         self._default = default
         self._away = away
         self._near = SlidingWindowCounterRateLimiter(MemoryStorage())
@@ -95,7 +100,8 @@ class Limits:
         own = claims.get("limits")
         if own:
             return Identity(f"token {claims['jti']}", replace(self._default, **own))
-        return Identity(f"subject {claims['sub']}", self._default)
+        own = self._own(claims["sub"])
+        return Identity(f"subject {claims['sub']}", replace(self._default, **own) if own else self._default)
 
     async def count(self, who: Identity) -> Over | None:
         """Count a message. Returns: the limit that it is over, if one is."""

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from slipway import settings, tokens
 from slipway.errors import Problem, command
@@ -47,9 +47,28 @@ class Server:
         Raises:
             Problem: no server answers, or it refuses.
         """
-        token = tokens.mint(
-            self._secret, subject="operator", scope="admin", ttl=60, audience=tokens.ADMIN_AUDIENCE
-        ).token
+        with self._open(method, path, content, tokens.ADMIN_AUDIENCE) as answer:
+            try:
+                found: dict[str, Any] = json.load(answer)
+            except ValueError:
+                raise self._silent() from None
+            return found
+
+    def key(self, audience: str, ttl: int) -> str:
+        """Return a token for one audience, good for that many seconds."""
+        return tokens.mint(self._secret, subject="operator", scope="admin", ttl=ttl, audience=audience).token
+
+    def url(self, path: str) -> str:
+        """Return the URL of a path under /admin, at the first server."""
+        return self._urls[0] + path
+
+    def stream(self, path: str, audience: str) -> IO[bytes]:
+        """Open a stream of events. Raises: Problem, as `ask`."""
+        found: IO[bytes] = self._open("GET", path, None, audience)
+        return found
+
+    def _open(self, method: str, path: str, content: dict[str, Any] | None, audience: str) -> Any:
+        token = self.key(audience, 60)
         # a proxy from the environment has no business on loopback
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         for url in self._urls:
@@ -62,13 +81,14 @@ class Server:
             )  # fmt: skip
             with contextlib.suppress(ConnectionRefusedError):
                 return self._answer(opener, request)
-        raise Problem(f"No server answers at {self._urls[0]}.", "./scripts/up starts it", 3)
+        raise self._silent()
 
-    def _answer(self, opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> dict[str, Any]:
+    def _silent(self) -> Problem:
+        return Problem(f"No server answers at {self._urls[0]}.", "./scripts/up starts it", 3)
+
+    def _answer(self, opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> Any:
         try:
-            with opener.open(request, timeout=20) as answer:
-                found: dict[str, Any] = json.load(answer)
-                return found
+            return opener.open(request, timeout=20)
         except urllib.error.HTTPError as error:
             try:
                 told = json.load(error)
@@ -85,7 +105,7 @@ class Server:
         except (OSError, ValueError) as error:
             if isinstance(error, urllib.error.URLError) and isinstance(error.reason, ConnectionRefusedError):
                 raise error.reason from None
-            raise Problem(f"No server answers at {self._urls[0]}.", "./scripts/up starts it", 3) from None
+            raise self._silent() from None
 
 
 def _parser(name: str) -> argparse.ArgumentParser:
@@ -140,7 +160,7 @@ def _tokens(server: Server, chosen: argparse.Namespace, secret: tokens.Secret) -
     match chosen.verb:
         case "list":
             answer = server.ask("GET", "/tokens")
-            return answer, _table(["id", "subject", "scope", "ends", "via", "state"], map(_row, answer["tokens"]))
+            return answer, table(["id", "subject", "scope", "ends", "via", "state"], map(_row, answer["tokens"]))
         case "mint":
             asked = {name: getattr(chosen, name) for name in ("subject", "tools", "ttl", "purpose")}
             asked["limits"] = [f"{name}={most}" for name, most in tokens.own_limits(chosen.limit).items()]
@@ -148,11 +168,11 @@ def _tokens(server: Server, chosen: argparse.Namespace, secret: tokens.Secret) -
             return answer, answer["token"]
         case "show":
             answer = server.ask("GET", f"/tokens/{_id(chosen.id, secret)}")
-            told = {name: _plain(_moment(name, value), 10_000) for name, value in answer.items()}
+            told = {name: plain(_moment(name, value), 10_000) for name, value in answer.items()}
             return answer, "\n".join(f"{name + ':':<13}{value}" for name, value in told.items())
         case "extend":
             answer = server.ask("POST", f"/tokens/{_id(chosen.id, secret)}/extend", {"ttl": chosen.ttl})
-            return answer, f"{answer['jti']} of {answer['subject']} ends {_end(answer['ends_at'])}"
+            return answer, f"{answer['jti']} of {answer['subject']} ends {ends(answer['ends_at'])}"
     given = [bool(chosen.id), bool(chosen.subject), chosen.all]
     if sum(given) != 1:
         raise Problem("Revoke what?", "Name a token's id, or --subject NAME, or --all", 2)
@@ -181,13 +201,13 @@ def _invites(server: Server, chosen: argparse.Namespace, _: tokens.Secret) -> tu
             one["id"],
             f"{one['used']} of {one['uses']}",
             one["scope"],
-            _end(one["expires_at"]),
+            ends(one["expires_at"]),
             one["name"],
             one["state"],
         ]
         for one in answer["invites"]
     )
-    return answer, _table(["id", "used", "scope", "ends", "name", "state"], rows)
+    return answer, table(["id", "used", "scope", "ends", "name", "state"], rows)
 
 
 def _id(given: str, secret: tokens.Secret) -> str:
@@ -202,10 +222,10 @@ def _id(given: str, secret: tokens.Secret) -> str:
 
 def _row(record: dict[str, Any]) -> list[str]:
     whose = record["subject"] + (f" ({record['purpose']})" if record["purpose"] else "")
-    return [record["jti"], whose, record["scope"], _end(record["ends_at"]), record["via"], record["state"]]
+    return [record["jti"], whose, record["scope"], ends(record["ends_at"]), record["via"], record["state"]]
 
 
-def _end(when: float) -> str:
+def ends(when: float) -> str:
     left = int(when - time.time())
     return f"in {tokens.duration(left)}" if left > 0 else f"{tokens.duration(-left)} ago"
 
@@ -216,13 +236,13 @@ def _moment(name: str, value: object) -> str:
     return str(value)
 
 
-def _plain(text: str, limit: int) -> str:
+def plain(text: str, limit: int) -> str:
     """Return text that cannot command a terminal: a program that registered by itself chose its name."""
     return "".join(char for char in text[:limit] if char.isprintable())
 
 
-def _table(heads: list[str], rows: Any) -> str:
-    lines = [heads, *([_plain(str(cell), 60) or "-" for cell in row] for row in rows)]
+def table(heads: list[str], rows: Any) -> str:
+    lines = [heads, *([plain(str(cell), 60) or "-" for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines

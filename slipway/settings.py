@@ -198,6 +198,13 @@ class Settings(BaseModel):
     audit_payloads: bool = Field(
         False, alias="SLIPWAY_AUDIT_PAYLOADS", description="true writes arguments and results into the audit log."
     )
+    plan: str = Field(
+        "free",
+        alias="SLIPWAY_PLAN",
+        pattern=r"^(free|none|((requests|per_minute)=[0-9]{1,12}|gb=[0-9]{1,9}([.][0-9]{1,3})?)"
+        r"(,((requests|per_minute)=[0-9]{1,12}|gb=[0-9]{1,9}([.][0-9]{1,3})?)){0,2})$",
+        description="Your ngrok plan, shared by a lab's seats: free, none, or requests=100000,gb=5,per_minute=20000.",
+    )
     max_ttl: Annotated[str, AfterValidator(_life)] = Field(
         "30d",
         alias="SLIPWAY_MAX_TTL",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
 import re
@@ -19,6 +20,7 @@ from slipway.errors import Problem
 
 ISSUER = "slipway"
 AUDIENCE = "slipway"
+BOARD_AUDIENCE = "slipway-board"  # a token for the board may look, and do nothing
 ADMIN_AUDIENCE = "slipway-admin"  # a token for /admin opens no tool, and a tool's token no /admin
 ALGORITHM = "HS256"
 MAX_TOKEN_BYTES = 8192
@@ -131,6 +133,11 @@ class Minted:
 
     token: str
     claims: dict[str, Any]
+
+
+def mark(token: str) -> str:
+    """Return what the edge's log holds of a token: 8 hex digits of a SHA-256, as Caddy's filter `hash` makes them."""
+    return hashlib.sha256(f"Bearer {token}".encode()).hexdigest()[:8]
 
 
 def parse_ttl(text: str) -> int:

@@ -211,7 +211,7 @@ def test_a_name_that_a_program_gave_itself_commands_no_terminal() -> None:
         "via": "oauth",
     }
     heads = ["id", "subject", "scope", "ends", "via", "state"]
-    table = operator._table(heads, [operator._row(record | {"state": "good"})])
+    table = operator.table(heads, [operator._row(record | {"state": "good"})])
     assert "ana (]0;owned app)" in table
     assert all(char.isprintable() or char == "\n" for char in table)
 

@@ -47,46 +47,22 @@ class Admin:
             ("POST", "/admin/invites", self._new_invite),
             ("DELETE", "/admin/invites/{id}", self._revoke_invite),
         ]
-        return [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
-
-    def _guarded(self, handler: Handler) -> Handler:
-        @functools.wraps(handler)
-        async def guarded(request: Request) -> Response:
-            # behind the edge there is a forwarded header, at the tunnel another Host: to them /admin does not exist
-            forwarded = any(name in request.headers for name in ("x-forwarded-for", "forwarded", "via"))
-            if forwarded or host_name(request.headers.get("host", "")) not in LOOPBACK:
-                return JSONResponse({"error": "not found"}, 404)
-            scheme, _, token = request.headers.get("authorization", "").partition(" ")
-            try:
-                if scheme.lower() != "bearer":
-                    raise tokens.TokenRefused("there is none")
-                tokens.verify(self._secret, token, audience=tokens.ADMIN_AUDIENCE)
-            except tokens.TokenRefused as refused:
-                _note(request, f"admin token refused: {refused}", "admin_token")
-                return _answer(401, "The admin token is missing or not good.", "Use ./scripts/tokens on this machine")
-            try:
-                return await handler(request)
-            except Problem as problem:
-                return _answer(400, problem.cause, problem.cure)
-            except Trouble as trouble:
-                _note(request, trouble.cause, "unavailable")
-                return trouble.answer()
-
-        return guarded
+        return [Route(path, guarded(self._secret, handler), methods=[method]) for method, path, handler in table]
 
     async def _mint(self, request: Request) -> Response:
-        asked = await _json(request)
-        scope = tokens.tool_scope(_text(asked, "tools", "*"))
-        ttl = self._ttl(_text(asked, "ttl", "1h"))
+        asked = await asked_for(request)
+        scope = tokens.tool_scope(text_of(asked, "tools", "*"))
+        ttl = self._ttl(text_of(asked, "ttl", "1h"))
         given = asked.get("limits", [])
         if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
             raise Problem("limits must be a list of texts.", 'Send "limits": ["calls_per_minute=600"]', 2)
         minted = tokens.mint(
-            self._secret, subject=_text(asked, "subject", "demo"), scope=scope, ttl=ttl, client_id="minted",
+            self._secret, subject=text_of(asked, "subject", "demo"), scope=scope, ttl=ttl, client_id="minted",
             limits=tokens.own_limits(given),
         )  # fmt: skip
-        record = await self._ledger.add(minted.claims, via="minted", purpose=_text(asked, "purpose", ""))
-        return _private({"token": minted.token, **await self._told(record)}, 201)
+        purpose = text_of(asked, "purpose", "")
+        record = await self._ledger.add(minted.claims, via="minted", purpose=purpose, token=minted.token)
+        return private({"token": minted.token, **await self._told(record)}, 201)
 
     def _ttl(self, text: str) -> int:
         return tokens.bounded_ttl(text, self._max_ttl)
@@ -95,11 +71,11 @@ class Admin:
         return {**asdict(record), "ends_at": record.ends_at(), "state": await self._ledger.state(record)}
 
     async def _list(self, _: Request) -> Response:
-        return _private({"tokens": [await self._told(record) for record in await self._ledger.all()]})
+        return private({"tokens": [await self._told(record) for record in await self._ledger.all()]})
 
     async def _show(self, request: Request) -> Response:
         record = await self._ledger.get(request.path_params["jti"])
-        return _private(await self._told(record)) if record else _unknown(request.path_params["jti"])
+        return private(await self._told(record)) if record else _unknown(request.path_params["jti"])
 
     async def _revoke(self, request: Request) -> Response:
         jti = request.path_params["jti"]
@@ -107,48 +83,76 @@ class Admin:
             raise Problem(f"{jti[:40]!r} is no token id.", "./scripts/tokens list shows them", 2)
         known = await self._ledger.revoke(jti)
         record = await self._ledger.get(jti)
-        return _private({"known": bool(known), **(await self._told(record) if record else {})})
+        return private({"known": bool(known), **(await self._told(record) if record else {})})
 
     async def _revoke_many(self, request: Request) -> Response:
-        asked = await _json(request)
-        subject = _text(asked, "subject", "")
+        asked = await asked_for(request)
+        subject = text_of(asked, "subject", "")
         if not subject and asked.get("all") is not True:
             raise Problem("Neither a subject nor all was asked for.", "Name one, or say --all", 2)
-        return _private({"revoked": await self._ledger.revoke_before_now(subject or EVERYBODY)})
+        return private({"revoked": await self._ledger.revoke_before_now(subject or EVERYBODY)})
 
     async def _extend(self, request: Request) -> Response:
-        jti, ttl = request.path_params["jti"], self._ttl(_text(await _json(request), "ttl", "1h"))
+        jti, ttl = request.path_params["jti"], self._ttl(text_of(await asked_for(request), "ttl", "1h"))
         record = await self._ledger.get(jti)
         if not record:
             return _unknown(jti)
         if record.revoked_at:
             raise Problem(f"{jti} is revoked; that cannot be taken back.", "Mint another: ./scripts/tokens mint", 2)
         record = await self._ledger.extend(jti, int(time.time()) + ttl)
-        return _private(await self._told(record)) if record else _unknown(jti)
+        return private(await self._told(record)) if record else _unknown(jti)
 
     async def _new_invite(self, request: Request) -> Response:
-        asked = await _json(request)
+        asked = await asked_for(request)
         uses = asked.get("uses", 1)
         if not isinstance(uses, int) or isinstance(uses, bool) or not 1 <= uses <= 10_000:
             raise Problem("The number of uses must be 1 to 10000.", "Write --uses 30", 2)
-        ttl, life = self._ttl(_text(asked, "ttl", "2h")), self._ttl(_text(asked, "token_ttl", "8h"))
-        scope = tokens.tool_scope(_text(asked, "tools", "*"))
+        ttl, life = self._ttl(text_of(asked, "ttl", "2h")), self._ttl(text_of(asked, "token_ttl", "8h"))
+        scope = tokens.tool_scope(text_of(asked, "tools", "*"))
         code, invite = await self._invites.new(
-            uses=uses, ttl=ttl, scope=scope, token_ttl=life, name=_text(asked, "name", "")
+            uses=uses, ttl=ttl, scope=scope, token_ttl=life, name=text_of(asked, "name", "")
         )
-        return _private({"code": code, **invite.told()}, 201)
+        return private({"code": code, **invite.told()}, 201)
 
     async def _list_invites(self, _: Request) -> Response:
-        return _private({"invites": [invite.told() for invite in await self._invites.all()]})
+        return private({"invites": [invite.told() for invite in await self._invites.all()]})
 
     async def _revoke_invite(self, request: Request) -> Response:
         gone = await self._invites.revoke(request.path_params["id"])
         return (
-            _private({"revoked": True}) if gone else _answer(404, "There is no such invite.", "./scripts/invite list")
+            private({"revoked": True}) if gone else _answer(404, "There is no such invite.", "./scripts/invite list")
         )
 
 
-async def _json(request: Request) -> dict[str, Any]:
+def guarded(secret: tokens.Secret, handler: Handler, audience: str = tokens.ADMIN_AUDIENCE) -> Handler:
+    """Return a handler for this machine alone, and for who shows a token for that audience."""
+
+    @functools.wraps(handler)
+    async def answer(request: Request) -> Response:
+        # behind the edge there is a forwarded header, at the tunnel another Host: to them /admin does not exist
+        forwarded = any(name in request.headers for name in ("x-forwarded-for", "forwarded", "via"))
+        if forwarded or host_name(request.headers.get("host", "")) not in LOOPBACK:
+            return JSONResponse({"error": "not found"}, 404)
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        try:
+            if scheme.lower() != "bearer":
+                raise tokens.TokenRefused("there is none")
+            tokens.verify(secret, token, audience=audience)
+        except tokens.TokenRefused as refused:
+            _note(request, f"admin token refused: {refused}", "admin_token")
+            return _answer(401, "The admin token is missing or not good.", "Use ./scripts/tokens on this machine")
+        try:
+            return await handler(request)
+        except Problem as problem:
+            return _answer(400, problem.cause, problem.cure)
+        except Trouble as trouble:
+            _note(request, trouble.cause, "unavailable")
+            return trouble.answer()
+
+    return answer
+
+
+async def asked_for(request: Request) -> dict[str, Any]:
     body = await request.body()
     try:
         found = await request.json() if body else {}
@@ -159,7 +163,7 @@ async def _json(request: Request) -> dict[str, Any]:
     return found
 
 
-def _text(asked: dict[str, Any], name: str, default: str) -> str:
+def text_of(asked: dict[str, Any], name: str, default: str) -> str:
     value = asked.get(name, default)
     # what cannot be printed could be kept, and then no list be shown: a lone surrogate has no UTF-8
     if not isinstance(value, str) or not value.isprintable():
@@ -167,7 +171,7 @@ def _text(asked: dict[str, Any], name: str, default: str) -> str:
     return value
 
 
-def _private(content: dict[str, Any], status: int = 200) -> Response:
+def private(content: dict[str, Any], status: int = 200) -> Response:
     return JSONResponse(content, status, headers={"cache-control": "no-store"})
 
 

@@ -10,11 +10,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from slipway.identity import names, pages
+from slipway.identity import pages
+from slipway.identity.admission import Admission, NotAdmitted
 from slipway.identity.endpoints import CONSENT, address_of, base_of
 from slipway.identity.grants import Grants, digest
-from slipway.identity.invites import Invite, InviteRefused, Invites, TooManyTries
-from slipway.identity.names import Names
 from slipway.identity.oauth import SlipwayOAuth
 from slipway.identity.pages import Pages
 from slipway.identity.verifier import TOOL_PREFIX, may_call
@@ -25,12 +24,11 @@ OVER = "This sign-in is over or was never begun. Go back to your program and con
 class Consent:
     """The route /oauth/consent."""
 
-    def __init__(self, look: Pages, oauth: SlipwayOAuth, grants: Grants, invites: Invites, who: Names) -> None:
+    def __init__(self, look: Pages, oauth: SlipwayOAuth, grants: Grants, admission: Admission) -> None:
         self._pages = look
         self._oauth = oauth
         self._grants = grants
-        self._invites = invites
-        self._names = who
+        self._admission = admission
         self._page = pages.template("consent.html")
 
     def routes(self) -> list[Route]:
@@ -66,37 +64,20 @@ class Consent:
             await self._grants.take("transactions", digest(transaction))
             return self._back(begun, error="access_denied", error_description="The person said no")
         typed = form.get("name", "")
-        name = names.tidy(typed)
-        if not name:
-            return self._form(begun, transaction, browser, names.HINT, typed)
         try:
-            known = await self._names.invited_by(name, browser)
-            invite = await self._invites.redeem(form.get("code", ""), address_of(request), again=known)
-        except TooManyTries as many:
-            pages.note(request, "invite code refused: too many tries")
-            answer = self._form(begun, transaction, browser, str(many), name, 429)
-            answer.headers["retry-after"] = str(many.seconds)
-            return answer
-        except InviteRefused as refused:
-            pages.note(request, "invite code refused")
-            return self._form(begun, transaction, browser, str(refused), name)
-        # only who has a good code learns which names there are
-        if not await self._names.take(name, invite.token_ttl, browser=browser, invite=invite.id):
-            await self._invites.give_back(invite)
-            return self._form(begun, transaction, browser, names.TAKEN, name)
+            admitted = await self._admission.admit(form.get("code", ""), typed, address_of(request), browser)
+        except NotAdmitted as refused:
+            answer = self._form(begun, transaction, browser, str(refused), typed, refused.status)
+            return pages.refused(request, answer, refused.reason, refused.seconds)
         if not await self._grants.take("transactions", digest(transaction)):
-            await self._give_back(invite, known)
+            await self._admission.give_back(admitted)
             return self._pages.sorry(OVER)
-        scope = narrowed(invite.scope, begun["scopes"])
+        scope = narrowed(admitted.scope, begun["scopes"])
         if not scope:
-            await self._give_back(invite, known)
+            await self._admission.give_back(admitted)
             return self._back(begun, error="invalid_scope", error_description="The invite opens none of these tools")
-        code = await self._oauth.begin_grant(begun, subject=name, scope=scope, life=invite.token_ttl)
+        code = await self._oauth.begin_grant(begun, subject=admitted.subject, scope=scope, life=admitted.life)
         return self._back(begun, code=code)
-
-    async def _give_back(self, invite: Invite, known: str) -> None:
-        if invite.id != known:
-            await self._invites.give_back(invite)
 
     def _back(self, begun: dict[str, Any], **told: str) -> Response:
         """Send the browser back to the program, with state and issuer (RFC 9207)."""

@@ -54,6 +54,8 @@ class Invite:
     token_ttl: int
     name: str = ""
     revoked: bool = False
+    lab: str = ""  # whose seats it opens
+    seat: int = 0  # the one seat, or 0: any that is free
 
     def lives(self) -> bool:
         """Tell whether it is neither revoked nor over."""
@@ -87,7 +89,7 @@ class Invites:
             "invite", per_address=PER_ADDRESS, overall=OVERALL, redis_url=redis_url, away=lambda: store.away
         )
 
-    def _digest(self, code: str) -> str:
+    def id_of(self, code: str) -> str:
         """Return what is kept of a code: without the secret nobody can search for it, and no comparison leaks it."""
         return hmac.new(self._secret.key(), b"invite:" + _plain(code).encode(), hashlib.sha256).hexdigest()
 
@@ -95,12 +97,30 @@ class Invites:
         """Make an invite. Returns: the code, as in "ACDE-3479", which is told once, and the invite."""
         code = "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))
         now = time.time()
-        invite = Invite(self._digest(code), now, now + ttl, uses, 0, scope, token_ttl, name[:100])
-        async with self._store.lock(COLLECTION):
-            await self._write(invite)
-            known = [one.id for one in await self.all() if one.id != invite.id]
-            await self._store.put(INDEX, {"ids": [invite.id, *known]}, collection=COLLECTION)
+        invite = Invite(self.id_of(code), now, now + ttl, uses, 0, scope, token_ttl, name[:100])
+        await self.keep([invite])
         return written(code), invite
+
+    def code(self, purpose: str) -> str:
+        """Return the code that the secret gives a purpose: the same each time, and so kept nowhere."""
+        number = int.from_bytes(hmac.new(self._secret.key(), b"code:" + purpose.encode(), hashlib.sha256).digest())
+        return written("".join(ALPHABET[number // len(ALPHABET) ** place % len(ALPHABET)] for place in range(LENGTH)))
+
+    async def keep(self, invites: list[Invite]) -> None:
+        """Add invites, or change those that there are."""
+        async with self._store.lock(COLLECTION):
+            for invite in invites:
+                await self._write(invite)
+            ids = dict.fromkeys([*(invite.id for invite in invites), *(one.id for one in await self.all())])
+            await self._store.put(INDEX, {"ids": list(ids)}, collection=COLLECTION)
+
+    async def forget(self, ids: list[str]) -> None:
+        """Delete invites."""
+        async with self._store.lock(COLLECTION):
+            for one in ids:
+                await self._store.delete(one, collection=COLLECTION)
+            left = [one.id for one in await self.all()]
+            await self._store.put(INDEX, {"ids": left}, collection=COLLECTION)
 
     async def redeem(self, code: str, address: str, *, again: str = "") -> Invite:
         """Use a code once.
@@ -115,7 +135,7 @@ class Invites:
         async with self._store.lock(COLLECTION):
             if seconds := await self._wrong.wait(address):
                 raise TooManyTries(seconds)
-            invite = await self._read(self._digest(code))
+            invite = await self._read(self.id_of(code))
             known = invite is not None and hmac.compare_digest(invite.id, again) and invite.lives()
             if invite is None or not (known or invite.good()):
                 # failures alone count: a whole class comes from one address, and types good codes
@@ -144,7 +164,7 @@ class Invites:
 
     async def revoke(self, beginning: str) -> bool:
         """Stop the invite whose id begins so, or whose code it is. Returns: whether there was one."""
-        digest = self._digest(beginning)
+        digest = self.id_of(beginning)
         async with self._store.lock(COLLECTION):
             chosen = [
                 one

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import segno
@@ -14,17 +14,18 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from slipway import clients, tokens
-from slipway.identity import names, pages
+from slipway.identity import pages
+from slipway.identity.admission import Admission, NotAdmitted
 from slipway.identity.endpoints import address_of, base_of
 from slipway.identity.grants import Grants, digest, fresh
-from slipway.identity.invites import InviteRefused, Invites, TooManyTries, written
+from slipway.identity.invites import written
 from slipway.identity.ledger import Ledger
-from slipway.identity.names import Names
 from slipway.identity.pages import Pages
 
 PURPOSE = "join"
 FIRST = "claude-code"  # the client whose configuration is open
-WATCH = 1800.0  # seconds that a page may wait for the first call
+WATCH = 4 * 3600.0  # seconds that a page may wait for what comes
+RETRY = 15000  # milliseconds; each try is a request of the tunnel's quota
 BEAT = 15.0  # seconds between comments on a silent stream, against proxies that cut it
 LOOK = 0.3  # seconds
 
@@ -33,14 +34,20 @@ class Join:
     """The route /join."""
 
     def __init__(
-        self, look: Pages, grants: Grants, invites: Invites, ledger: Ledger, who: Names, secret: tokens.Secret
-    ) -> None:
+        self, look: Pages, grants: Grants, admission: Admission, ledger: Ledger, secret: tokens.Secret,
+        checkpoints: Callable[[str], dict[str, Any]],
+    ) -> None:  # fmt: skip
+        """Take what it works on.
+
+        Args:
+            checkpoints: of a subject's seat, {"all": [{"id", "title"}], "reached": [id]}; {} for who has no seat.
+        """
         self._pages = look
         self._grants = grants
-        self._invites = invites
+        self._admission = admission
         self._ledger = ledger
-        self._names = who
         self._secret = secret
+        self._checkpoints = checkpoints
         self._form_page = pages.template("join.html")
         self._done_page = pages.template("joined.html")
         self._script = (pages.WEB / "joined.js").read_text(encoding="utf-8")
@@ -77,25 +84,15 @@ class Join:
 
     async def _let_in(self, request: Request, form: dict[str, str], browser: str) -> Response:
         code, typed = form.get("code", ""), form.get("name", "")
-        name = names.tidy(typed)
-        if not name:
-            return self._form(request, browser, names.HINT, code, typed)
         try:
-            known = await self._names.invited_by(name, browser)
-            invite = await self._invites.redeem(code, address_of(request), again=known)
-        except TooManyTries as many:
-            pages.note(request, "invite code refused: too many tries")
-            answer = self._form(request, browser, str(many), code, name, 429)
-            answer.headers["retry-after"] = str(many.seconds)
-            return answer
-        except InviteRefused as refused:
-            pages.note(request, "invite code refused")
-            return self._form(request, browser, str(refused), code, name)
-        if not await self._names.take(name, invite.token_ttl, browser=browser, invite=invite.id):
-            await self._invites.give_back(invite)
-            return self._form(request, browser, names.TAKEN, code, name)
-        minted = tokens.mint(self._secret, subject=name, scope=invite.scope, ttl=invite.token_ttl, client_id="join")
-        await self._ledger.add(minted.claims, via="join", purpose=invite.name)
+            admitted = await self._admission.admit(code, typed, address_of(request), browser)
+        except NotAdmitted as refused:
+            answer = self._form(request, browser, str(refused), code, typed, refused.status)
+            return pages.refused(request, answer, refused.reason, refused.seconds)
+        minted = tokens.mint(
+            self._secret, subject=admitted.subject, scope=admitted.scope, ttl=admitted.life, client_id="join"
+        )
+        await self._ledger.add(minted.claims, via="join", purpose=admitted.invite.name, token=minted.token)
         watch = fresh()
         await self._grants.keep("watches", digest(watch), {"jti": minted.claims["jti"]}, WATCH)
         return self._done(request, minted, watch, written(code))
@@ -123,16 +120,24 @@ class Join:
         )  # fmt: skip
 
     async def _events(self, jti: str) -> AsyncIterator[str]:
-        yield ": waiting\n\n"
+        # who is cut off must not come back at once, thirty at a time
+        yield f"retry: {RETRY}\n: waiting\n\n"
         begun = beat = time.monotonic()
+        shown: dict[str, Any] = {}
+        waiting = True
         while time.monotonic() - begun < WATCH:
             record = await self._ledger.get(jti)
             if record is None or record.revoked_at or record.ends_at() < time.time():
                 yield _event("over", {})
                 return
-            if record.first_used_at:
+            if record.first_used_at and waiting:
+                waiting = False
                 yield _event("connected", {})
-                return
+            if (reached := self._checkpoints(record.subject)) != shown:
+                shown = reached
+                yield _event("checkpoints", reached)
+            if not waiting and len(shown.get("reached", [])) == len(shown.get("all", [])):
+                return  # nothing is left to tick off
             if time.monotonic() - beat > BEAT:
                 beat = time.monotonic()
                 yield ": still waiting\n\n"

@@ -26,6 +26,7 @@ class Record:
     Attributes:
         via: the door through which it came: minted, oauth, join, or pasted (made without the server).
         issued_at, expires_at, revoked_at, extended_to: seconds since the epoch; 0 means never.
+        mark: what the edge's log holds of its text (tokens.mark).
         first_used_at: when its first call came, in seconds since the epoch; 0 means: not yet.
         added_at: when we gave it out, more exact than the whole seconds of `issued_at`; 0 for a pasted one.
     """
@@ -41,6 +42,7 @@ class Record:
     extended_to: int = 0
     added_at: float = 0.0
     first_used_at: float = 0.0
+    mark: str = ""
 
     def ends_at(self) -> int:
         """Return when it stops to be accepted, in seconds since the epoch."""
@@ -105,9 +107,13 @@ class Ledger:
                 found.append(record)
         return found
 
-    async def add(self, claims: dict[str, Any], *, via: str, purpose: str = "") -> Record:
-        """Note a token that was given out. Returns: its record, the one that there is already if there is one."""
+    async def add(self, claims: dict[str, Any], *, via: str, purpose: str = "", token: str = "") -> Record:
+        """Note a token that was given out; of its text only the mark is kept.
+
+        Returns: its record, the one that there is already if there is one.
+        """
         record = _record(claims, via=via, purpose=purpose)
+        record.mark = tokens.mark(token) if token else ""
         record.added_at = 0.0 if via == PASTED else time.time()
         async with self._store.lock(TOKENS):
             if known := await self.get(record.jti):
@@ -212,6 +218,10 @@ class Ledger:
         await self.noted()
         found = await self._all_kept() if self._shared else self._records.values()
         return sorted(found, key=lambda record: -record.issued_at)
+
+    def marks(self) -> dict[str, str]:
+        """Return {mark of a token: its subject}, of the tokens that this process knows."""
+        return {record.mark: record.subject for record in self._records.values() if record.mark}
 
     async def revoke(self, jti: str) -> Record | None:
         """Stop one token, known or not. Returns: its record, or None where it was not known.

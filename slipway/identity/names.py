@@ -11,6 +11,7 @@ from slipway.identity.ledger import Ledger
 HINT = "Type a name of 1 to 64 letters and digits, in one script."
 TAKEN = "Somebody has this name already. Add a letter, or a word."
 RESERVED = frozenset({"slipway", "operator", "doctor", "self", "anonymous", "admin", "system", "root"})
+RELEASED = 31 * 86400  # seconds; until then the ledger may list tokens of who had it
 # scripts whose letters look alike: a name that mixes them wants to look like another
 _ALIKE = ("LATIN", "CYRILLIC", "GREEK", "CHEROKEE", "ARMENIAN")
 
@@ -25,6 +26,11 @@ def tidy(name: str) -> str:
 def _scripts(name: str) -> set[str]:
     plain = unicodedata.normalize("NFKC", name)
     return {first for char in plain if (first := unicodedata.name(char, "").split(" ")[0]) in _ALIKE}
+
+
+def same(one: str, other: str) -> bool:
+    """Tell whether two names are one; case makes no other name."""
+    return _folded(one) == _folded(other)
 
 
 def _folded(name: str) -> str:
@@ -43,16 +49,21 @@ class Names:
         kept = await self._grants.find("names", digest(_folded(name)))
         return str(kept["invite"]) if kept and kept["browser"] == digest(browser) else ""
 
+    async def release(self, name: str) -> None:
+        """Give a name back, of which the operator revoked every token: whoever takes it next may have it."""
+        content = {"browser": "", "invite": "", "ends": time.time() + RELEASED}
+        await self._grants.keep("names", digest(_folded(name)), content, RELEASED)
+
     async def take(self, name: str, life: float, *, browser: str, invite: str) -> bool:
         """Take a name for so many seconds. Returns: False if it is somebody else's; case makes no other name."""
         async with self._grants.lock():
             kept = await self._grants.find("names", digest(_folded(name)))
-            if kept and kept["browser"] != digest(browser):
+            if kept and kept["browser"] not in ("", digest(browser)):
                 return False
             for record in [] if kept else await self._ledger.all():
                 if _folded(record.subject) == _folded(name) and record.ends_at() > time.time():
                     return False
-            ends = max(time.time() + life, kept["ends"] if kept else 0)
+            ends = max(time.time() + life, kept["ends"] if kept and kept["browser"] else 0)
             content = {"browser": digest(browser), "invite": invite, "ends": ends}
             await self._grants.keep("names", digest(_folded(name)), content, ends - time.time())
         return True

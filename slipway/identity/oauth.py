@@ -154,7 +154,7 @@ class SlipwayOAuth(OAuthProvider):
         life = max(1, min(ACCESS_LIFE, int(grant.ends_at - time.time())))
         # the client's own id may be a URL of any length; the ledger and the log name the client by the grant
         minted = tokens.mint(self._secret, subject=grant.subject, scope=grant.scope, ttl=life, client_id="oauth")
-        await self._ledger.add(minted.claims, via="oauth", purpose=grant.client_name)
+        await self._ledger.add(minted.claims, via="oauth", purpose=grant.client_name, token=minted.token)
         refresh = fresh()
         grant.refresh = digest(refresh)
         grant.jtis = [*grant.jtis, minted.claims["jti"]][-100:]

@@ -48,6 +48,15 @@ def note(request: Request, reason: str) -> None:
         knock.reason = reason
 
 
+def refused(request: Request, answer: Response, reason: str, seconds: int) -> Response:
+    """Return the answer to a form that was refused: with the reason in the log, and when to try again."""
+    if reason:
+        note(request, reason)
+    if seconds:
+        answer.headers["retry-after"] = str(seconds)
+    return answer
+
+
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 

@@ -57,8 +57,6 @@ class SlipwayTokens(TokenVerifier):
             if knock:
                 knock.reason, knock.code = f"token refused: {refused}", refused.code
             return None
-        if knock:
-            knock.subject, knock.jti = claims["sub"], claims["jti"]
         known = self._known.get(token)
         if not known or known.expires_at != int(claims["exp"]):
             known = self._known[token] = AccessToken(
@@ -75,10 +73,12 @@ class SlipwayTokens(TokenVerifier):
             claims = tokens.verify(self._secret, token)
         except tokens.TokenExpired:
             claims = tokens.verify(self._secret, token, late=True)
+            _whose(claims)
             until = await self.ledger.extended_to(claims["jti"])
             if until <= time.time():
                 raise
             claims["exp"] = until
+        _whose(claims)
         if reason := await self.ledger.refusal(claims):
             raise tokens.TokenRevoked(reason)
         await self.ledger.seen(claims)
@@ -140,6 +140,12 @@ class Challenge:
         ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def _whose(claims: dict[str, Any]) -> None:
+    """Note whose token it is, accepted or not: its signature is good."""
+    if knock := knocks.current.get():
+        knock.subject, knock.jti = claims["sub"], claims["jti"]
 
 
 def may_call(scopes: Iterable[str], tool: str) -> bool:

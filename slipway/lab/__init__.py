@@ -1,0 +1,1 @@
+"""Workshop mode: a lab of seats, and the board that shows them."""

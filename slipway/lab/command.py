@@ -1,0 +1,218 @@
+"""scripts/lab: opens a lab on the running server, shows it, changes it, ends it. Through /admin, on loopback."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import segno
+
+from slipway import edge, settings, tokens
+from slipway.errors import Problem, command
+from slipway.lab import checkpoints
+from slipway.operator import Server, ends, plain, table
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CHECKPOINTS = ROOT / "labs" / "checkpoints.toml"
+KEY_LIFE = 12 * 3600  # seconds that the board's key opens the board
+EXAMPLES = """examples:
+  scripts/lab new "MCP 101" --seats 30 --for 3h       seats, a code for all, and the board
+  scripts/lab new "MCP 101" --roster names.csv        a seat for each name
+  scripts/lab new "MCP 101" --labs 01,03 --tools add,countdown
+  scripts/lab cards                                   a printable card for each seat, with its code
+  scripts/lab watch                                   the board, here
+  scripts/lab list                                    who sits where, and what is wrong
+  scripts/lab reset 7                                 free a seat for somebody else, with a new code
+  scripts/lab lock                                    nobody new gets in
+  scripts/lab end                                     stop every token of it, forget it, keep a summary
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "scripts/lab", description="A workshop on the running server: thirty seats, one instructor.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, help: str) -> argparse.ArgumentParser:
+        found = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
+        found.add_argument("--json", action="store_true", help="print what the server says, as JSON")
+        return found
+
+    new = verb("new", "open a lab")
+    new.add_argument("title", help='what it is called, as in "MCP 101"')
+    new.add_argument("--seats", type=int, default=30, metavar="N", help="how many (30)")
+    new.add_argument("--for", dest="life", default="3h", metavar="3h", help="how long it lasts: 90m, 3h, 2d (3h)")
+    new.add_argument("--tools", default="*", metavar="a,b", help="tools that its tokens may call (*)")
+    new.add_argument("--roster", metavar="FILE", help="names, one a line, or a CSV file with a column `name`")
+    new.add_argument("--checkpoints", metavar="FILE", default="", help="what to tick off (labs/checkpoints.toml)")
+    new.add_argument("--labs", metavar="01,03", default="", help="only the checkpoints of these labs")
+    verb("list", "show the seats")
+    verb("watch", "show the board here; Ctrl-C ends it")
+    cards = verb("cards", "write printable cards, with the codes")
+    cards.add_argument("--out", metavar="FILE", default="", help="where to (.slipway/lab/cards.html)")
+    cards.add_argument("--pdf", action="store_true", help="also as PDF, by an installed browser")
+    extend = verb("extend", "let it last longer: its codes and its tokens")
+    extend.add_argument("life", metavar="1h", help="by how much")
+    for name, help in (
+        ("reset", "free a seat: its tokens stop, it gets a new code"),
+        ("revoke", "close a seat: its tokens and its code stop"),
+    ):
+        verb(name, help).add_argument("seat", type=int, metavar="SEAT")
+    verb("lock", "let nobody new in")
+    verb("unlock", "let people in again")
+    verb("end", "stop every token of the lab and forget it").add_argument(
+        "--yes", action="store_true", help="do not ask"
+    )
+    return parser
+
+
+def _roster(file: str) -> list[str]:
+    """Return the names of a file: of its column `name`, else the first of each line."""
+    try:
+        with Path(file).open(encoding="utf-8-sig", newline="") as stream:
+            rows = [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise Problem(f"The roster {file} cannot be read: {why}.", "Write one name a line", 2) from None
+    heads = [cell.strip().lower() for cell in rows[0]] if rows else []
+    column = heads.index("name") if "name" in heads else 0
+    names = [row[column].strip() for row in (rows[1:] if "name" in heads else rows) if len(row) > column]
+    if not any(names):
+        raise Problem(f"The roster {file} has no names.", "Write one name a line", 2)
+    return [name for name in names if name]
+
+
+def _checkpoints(file: str, labs: str) -> dict[str, Any]:
+    rows = checkpoints.read(Path(file) if file else CHECKPOINTS)
+    wanted = {number.strip() for number in labs.split(",") if number.strip()}
+    if unknown := wanted - {row.get("lab", "") for row in rows.values()}:
+        known = sorted({row.get("lab", "") for row in rows.values()} - {""})
+        raise Problem(f"No lab is called {', '.join(sorted(unknown))}.", f"There are: {', '.join(known)}", 2)
+    return {name: row for name, row in rows.items() if not wanted or row.get("lab") in wanted}
+
+
+def _new(server: Server, chosen: argparse.Namespace, config: settings.Settings) -> tuple[dict[str, Any], str]:
+    roster = _roster(chosen.roster) if chosen.roster else []
+    answer = server.ask("POST", "/lab", {
+        "title": chosen.title, "seats": len(roster) if roster and chosen.seats == 30 else chosen.seats,
+        "for": chosen.life, "tools": chosen.tools, "roster": roster,
+        "checkpoints": _checkpoints(chosen.checkpoints, chosen.labs),
+        "url": edge.local_url(config).removesuffix("/mcp"),
+    })  # fmt: skip
+    lab, code = answer["lab"], answer["code"]
+    board = f"{server.url('').removesuffix('/admin')}/board#key={server.key(tokens.BOARD_AUDIENCE, KEY_LIFE)}"
+    answer |= {"board_url": board, "projector_url": f"{board}&view=projector"}
+    lines = [
+        f"lab         {lab['title']}, {len(lab['seats'])} seats, ends {ends(lab['ends_at'])}",
+        f"join        {lab['join_url']} with {code}, which is the code for all",
+        f"board       {board}",
+        f"projector   {board}&view=projector",
+        "cards       ./scripts/lab cards prints a code for each seat: hand out those, or show the one for all",
+    ]
+    if lab["join_url"].startswith("https://localhost"):
+        lines.append("note        no public URL is open: only this machine can join. ./scripts/up opens one")
+    return answer, "\n".join(lines)
+
+
+def _show_qr(answer: dict[str, Any]) -> None:
+    url = f"{answer['lab']['join_url']}?code={answer['code']}"
+    sys.stdout.write("\n")
+    segno.make(url, error="m").terminal(out=sys.stdout, compact=True)
+    sys.stdout.write(f"{url}\n")
+
+
+def _list(answer: dict[str, Any]) -> str:
+    lab = answer["lab"]
+    total = len(lab["checkpoints"])
+    rows = [
+        [row["seat"], row["name"], row["state"], row["client"], row["calls"], row["errors"],
+         f"{len(row['checkpoints'])}/{total}" if total else "", row["stuck"]]
+        for row in lab["seats"]
+    ]  # fmt: skip
+    locked = ", locked" if lab["locked"] else ""
+    head = f"{plain(lab['title'], 80)}: ends {ends(lab['ends_at'])}{locked}; {lab['join_url']}"
+    warning = lab["budget"]["warning"]
+    return "\n".join([
+        head, *([f"quota: {warning}"] if warning else []),
+        table(["seat", "name", "state", "client", "calls", "errors", "reached", "stuck"], rows),
+    ])  # fmt: skip
+
+
+def _end(server: Server, chosen: argparse.Namespace, config: settings.Settings) -> tuple[dict[str, Any], str]:
+    lab = server.ask("GET", "/lab")["lab"]
+    if not chosen.yes and sys.stdin.isatty():
+        sys.stderr.write(f"End {lab['title']!r} and stop the tokens of {len(lab['seats'])} seats? [y/N] ")
+        sys.stderr.flush()
+        if not sys.stdin.readline().strip().lower().startswith("y"):
+            raise Problem("Nothing was ended.", "./scripts/lab end --yes ends it without asking", 1)
+    answer = server.ask("DELETE", "/lab")
+    told = answer["summary"]
+    name = re.sub(r"[^a-z0-9]+", "-", lab["title"].lower()).strip("-") or "lab"
+    file = _folder(config) / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{name}.json"
+    _write(file, json.dumps(told, indent=1) + "\n")
+    for each in ("cards.html", "cards.pdf"):
+        (_folder(config) / each).unlink(missing_ok=True)
+    return answer, "\n".join([
+        f"ended       {lab['title']}: every token and code of it is refused from now on",
+        f"joined      {told['joined']} of {told['seats']} seats; {told['calls']} calls, {told['errors']} errors",
+        f"summary     {file} (numbers by seat, no names)",
+        "kept        the audit log, and what the tools themselves stored",
+    ])  # fmt: skip
+
+
+def _folder(config: settings.Settings) -> Path:
+    folder = ROOT / config.state / "lab"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def _write(file: Path, text: str) -> None:
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+def _do(server: Server, chosen: argparse.Namespace, config: settings.Settings) -> tuple[dict[str, Any], str]:
+    """Do what was asked. Returns: (the server's words, ours)."""
+    match chosen.verb:
+        case "new":
+            return _new(server, chosen, config)
+        case "end":
+            return _end(server, chosen, config)
+        case "extend":
+            answer = server.ask("POST", "/lab/extend", {"for": chosen.life})
+            return answer, f"{answer['lab']['title']} ends {ends(answer['lab']['ends_at'])}; no token is pasted again"
+        case "lock" | "unlock":
+            answer = server.ask("POST", "/lab/lock", {"locked": chosen.verb == "lock"})
+            return answer, "nobody new gets in" if answer["lab"]["locked"] else "people may join again"
+        case "reset" | "revoke":
+            answer = server.ask("POST", f"/lab/seats/{chosen.seat}/{chosen.verb}", {})
+            whose = f" of {answer['who']}" if answer["who"] else ""
+            code = f"; its new code: {answer['code']}" if answer["code"] else ""
+            return answer, f"seat {chosen.seat}{whose}: its tokens are refused from now on{code}"
+    answer = server.ask("GET", "/lab")
+    return answer, _list(answer)
+
+
+def main(argv: list[str]) -> int:
+    """Run one command. Returns: the exit code."""
+    chosen = _parser().parse_args(argv)
+    config = settings.load(os.environ, ROOT / ".env")
+    server = Server(config, tokens.read_secret(ROOT / config.secret_file))
+    answer, text = _do(server, chosen, config)
+    sys.stdout.write((json.dumps(answer) if chosen.json else text) + "\n")
+    if chosen.verb == "new" and not chosen.json:
+        _show_qr(answer)
+    return 0
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,276 @@
+"""Reads the logs of server and edge as they grow, keeps board and budget up to date, and tells who watches.
+
+The logs are the one source: they hold what every replica on this machine answered, and what the edge refused. Nobody
+reads them while there is neither a lab nor an open tunnel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from slipway import knocks
+from slipway.identity.ledger import Ledger
+from slipway.lab import checkpoints
+from slipway.lab.board import Board
+from slipway.lab.budget import Budget
+from slipway.lab.seats import Lab, Labs
+from slipway.store import Store, Trouble
+
+LOOK = 0.2  # seconds between two looks at the logs
+OFTEN = 0.25  # seconds between two events of a watcher
+BEAT = 15.0  # seconds of silence after which a comment is sent
+SAVE = 5.0  # seconds between two snapshots
+BREATH = 500  # lines that are read before others have their turn
+SLOW_LOOK = 1.0  # seconds between two looks at the lab, where others change it too; and at what time alone changes
+COLLECTION, BOARD, MONTH = "board", "board", "month"
+
+
+_Record = tuple[knocks.Knock, bool]  # and whether it is the edge's
+
+
+class Feed:
+    """What the board's pages are told."""
+
+    def __init__(
+        self, labs: Labs, ledger: Ledger, store: Store, budget: Budget, folder: Path, public_url: Callable[[], str]
+    ) -> None:
+        """Take the lab, what knows whose tokens are which, the logs' folder, and what tells the tunnel's URL."""
+        self._labs = labs
+        self._ledger = ledger
+        self._store = store
+        self._folder = folder
+        self._public_url = public_url
+        self._url = ""  # by which people join
+        self._tails: dict[str, knocks.Tail] = {}
+        self._marks: dict[str, str] = {}  # of tokens → their subject
+        self._marks_at = 0.0
+        self._saved, self._saved_at = (0, 0), 0.0
+        self._news = asyncio.Event()
+        self.budget = budget
+        self.board: Board | None = None
+
+    def progress(self, subject: str) -> dict[str, Any]:
+        """Return a subject's checkpoints; {} for who has no seat."""
+        lab = self._labs.lab
+        seat = lab.seat_of(subject) if lab else None
+        return self.board.progress(seat) if self.board and seat else {}
+
+    # --- reading
+
+    async def run(self) -> None:
+        """Follow, as long as this runs."""
+        slowly = 0.0
+        while True:
+            with contextlib.suppress(Trouble):
+                if time.monotonic() >= slowly:
+                    slowly = time.monotonic() + SLOW_LOOK
+                    await self.look()
+                if self._tails:
+                    # who joined a moment ago may have called already
+                    await self._labs.refresh()
+                    self._seats()
+                    self._read()
+                    await self._save()
+            await asyncio.sleep(LOOK if self._tails else SLOW_LOOK)
+
+    async def look(self) -> None:
+        """Take notice of the lab, as it is now."""
+        lab = await self._labs.refresh()
+        if lab is None and self.board:
+            self.board = None
+            await self._store.delete(BOARD, collection=COLLECTION)
+            self._tell()
+        if lab and (self.board is None or self.board.lab.id != lab.id):
+            self.board = Board(lab, checkpoints.parse({each["id"]: _row(each) for each in lab.checkpoints}))
+            await self._begin(lab)
+        self._seats()
+        url = self._public_url()
+        if lab and (wanted := lab.url if lab.lan else url.removesuffix("/mcp") or lab.url) != self._url:
+            self._url = wanted
+            self._tell()
+        if not lab and not url:
+            self._tails = {}
+        elif not self._tails:
+            await self._begin(None)
+        if self.board:
+            before = self.board.version
+            self.board.grow_old()
+            if self.board.version != before:
+                self._tell()
+        version = self.budget.version
+        self.budget.told(lab)
+        self._labs.own_limits = self.budget.limits(lab)
+        if self.budget.version != version:
+            self._tell()
+
+    def _seats(self) -> None:
+        """Show the board who sits where now."""
+        lab = self._labs.lab
+        if lab and self.board and self.board.lab is not lab and self.board.lab.id == lab.id and self.board.lab != lab:
+            self.board.seats_changed(lab)
+            self._tell()
+
+    async def _begin(self, lab: Lab | None) -> None:
+        """Recall what an earlier process knew, and read what was logged since."""
+        month = await self._store.get(MONTH, collection=COLLECTION) or {}
+        board = (await self._store.get(BOARD, collection=COLLECTION) or {}) if lab else {}
+        if not self._tails:
+            self.budget.recall(month)
+        if lab and self.board and board.get("lab") == lab.id:
+            self.board.recall(board["rows"])
+        known = float(board.get("at", lab.created_at)) if lab else float(month.get("at", time.time()))
+        counted = float(month.get("at", time.time()))
+        self._tails = {name: knocks.Tail(self._folder / f"{name}.jsonl") for name in ("server", "edge")}
+        server, edge = await asyncio.to_thread(self._older, min(known, counted))
+        records: list[_Record] = []
+        for number, line in enumerate([*server, *edge]):
+            records += self._records(line, number >= len(server), known, counted)
+            if number % BREATH == 0:
+                await asyncio.sleep(0)
+        self._take(records)
+        self._tell()
+
+    def _older(self, since: float) -> tuple[list[str], list[str]]:
+        """Return the lines of both logs, rotated ones too, from that time (seconds) to where the tails begin."""
+        found: tuple[list[str], list[str]] = ([], [])
+        for lines, name, pattern in zip(found, ("server", "edge"), ("server.jsonl.*", "edge-*.jsonl"), strict=True):
+            files = sorted(self._folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+            with contextlib.suppress(OSError):
+                for path in (path for path in files if path.stat().st_mtime >= since):
+                    lines.extend(path.read_text("utf-8", "replace").splitlines())
+                with (self._folder / f"{name}.jsonl").open("rb") as stream:
+                    lines.extend(stream.read(self._tails[name].offset).decode("utf-8", "replace").splitlines())
+        return found
+
+    def _read(self) -> None:
+        # the edge's log last: what it refused before the server answered is then surely among it
+        lines = [(line, name == "edge") for name in ("server", "edge") for line in self._tails[name].lines()]
+        self._take([record for line, edge in lines for record in self._records(line, edge)])
+
+    def _take(self, records: list[_Record]) -> None:
+        """Show the board what came, in the order of time: the two logs have none between them."""
+        for knock, edge in sorted(records, key=lambda record: record[0].time):
+            if self.board:
+                self.board.take(knock, self._whose(knock.mark) if edge else "")
+        if records:
+            self._tell()
+
+    def _records(self, line: str, edge: bool, since: float = 0.0, counted: float = 0.0) -> list[_Record]:
+        """Return the record that a line is, if the board has a use for it; count what went through the tunnel.
+
+        Args:
+            edge: whether it is the edge's log.
+            since, counted: what is not younger is known to the board, to the budget.
+        """
+        if edge:
+            try:
+                content = json.loads(line)
+                when, host = float(content["ts"]), str(content["request"]["host"])
+                if when > counted and knocks.door(host) == "tunnel":
+                    self.budget.take(when, int(content.get("size", 0)))
+            except (ValueError, TypeError, KeyError, RecursionError):
+                return []
+            if not content.get("refused"):
+                return []
+        knock = knocks.parse(line) if self.board else None
+        return [(knock, edge)] if knock and knock.time > since else []
+
+    def _whose(self, mark: str) -> str:
+        if mark not in self._marks and time.monotonic() > self._marks_at + SLOW_LOOK:
+            self._marks_at = time.monotonic()
+            self._marks = self._ledger.marks()
+        return self._marks.get(mark, "")
+
+    async def _save(self) -> None:
+        now = time.time()
+        versions = (self.board.version if self.board else 0, self.budget.requests)
+        if versions == self._saved or now < self._saved_at + SAVE:
+            return
+        self._saved, self._saved_at = versions, now
+        await self._store.put(MONTH, {"at": now, **self.budget.kept()}, collection=COLLECTION)
+        if self.board:
+            content = {"lab": self.board.lab.id, "at": now, "rows": self.board.kept()}
+            await self._store.put(BOARD, content, collection=COLLECTION)
+
+    # --- telling
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def whole(self, *, named: bool) -> dict[str, Any]:
+        """Return all that there is to tell. The caller knows that there is a lab."""
+        assert self.board  # noqa: S101
+        lab = self.board.lab
+        return {
+            "title": lab.title, "ends_at": lab.ends_at, "locked": lab.locked, "now": time.time(),
+            "tools": lab.scope.replace("tool:", "").replace(" ", ", "), "join_url": f"{self._url}/join",
+            "checkpoints": [{"id": each.id, "title": each.title} for each in self.board.checkpoints],
+            "seats": [self.board.told(seat, named=named) for seat in lab.seats],
+            "door": self.board.door() if named else [], "budget": self.budget.told(lab),
+        }  # fmt: skip
+
+    async def events(self, *, named: bool) -> AsyncIterator[str]:
+        """Yield server-sent events (HTML Living Standard, 9.2) until the lab is over."""
+        lab: Lab | None = None
+        url, rows, door, spent = "", 0, 0, 0
+        while True:
+            news, board = self._news, self.board
+            if board is None:
+                yield event("end", {})
+                return
+            if lab != board.lab or url != self._url:
+                lab, url, rows, door, spent = board.lab, self._url, board.version, board.version, self.budget.version
+                yield event("lab", self.whole(named=named))
+            else:
+                fresh = [seat for seat in lab.seats if board.changed.get(seat.number, 0) > rows]
+                rows = board.version
+                if fresh:
+                    yield event("seats", [board.told(seat, named=named) for seat in fresh])
+                if board.door_version > door and named:
+                    door = board.version
+                    yield event("door", board.door())
+                if self.budget.version > spent:
+                    spent = self.budget.version
+                    yield event("budget", self.budget.told(lab))
+            try:
+                async with asyncio.timeout(BEAT):
+                    await news.wait()
+                await asyncio.sleep(OFTEN)
+            except TimeoutError:
+                yield ": beat\n\n"
+
+
+def event(name: str, content: Any) -> str:
+    """Return one server-sent event."""
+    return f"event: {name}\ndata: {json.dumps(content)}\n\n"
+
+
+def _row(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in checkpoint.items() if name != "id"}
+
+
+def summary(board: Board) -> dict[str, Any]:
+    """Return what is worth keeping of a lab that ends: numbers by seat, and no names."""
+    lab = board.lab
+    seats = [board.told(seat, named=False) for seat in lab.seats]
+    kept = ("seat", "state", "era", "calls", "errors", "p95", "checkpoints")
+    return {
+        "title": lab.title, "began": _moment(lab.created_at), "ended": _moment(time.time()),
+        "seats": len(seats), "joined": sum(1 for seat in lab.seats if seat.joined_at),
+        "calls": sum(row["calls"] for row in seats), "errors": sum(row["errors"] for row in seats),
+        "checkpoints": {
+            each.title: sum(1 for row in seats if each.id in row["checkpoints"]) for each in board.checkpoints
+        },
+        "by_seat": [{name: row[name] for name in kept} for row in seats if row["state"] != "free"],
+    }  # fmt: skip
+
+
+def _moment(when: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(when))

@@ -1,0 +1,127 @@
+"""/admin/lab: what the instructor does to the running server's lab, and the events that its board shows."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from slipway import tokens
+from slipway.errors import Problem
+from slipway.identity.admin import Handler, asked_for, guarded, private, text_of
+from slipway.lab import checkpoints
+from slipway.lab.feed import Feed, summary
+from slipway.lab.seats import Lab, Labs
+
+NO_LAB = {"error": "There is no lab.", "cure": './scripts/lab new "MCP 101" --seats 30 --for 3h'}
+
+
+class Instructor:
+    """The routes under /admin/lab."""
+
+    def __init__(self, secret: tokens.Secret, labs: Labs, feed: Feed, *, max_ttl: str) -> None:
+        self._secret = secret
+        self._labs = labs
+        self._feed = feed
+        self._max_ttl = max_ttl
+
+    def routes(self) -> list[Route]:
+        """Return the routes. The board's key opens its events, and none of the others."""
+        table: list[tuple[str, str, Handler]] = [
+            ("GET", "/admin/lab", self._show),
+            ("POST", "/admin/lab", self._new),
+            ("DELETE", "/admin/lab", self._end),
+            ("GET", "/admin/lab/codes", self._codes),
+            ("POST", "/admin/lab/extend", self._extend),
+            ("POST", "/admin/lab/lock", self._lock),
+            ("POST", "/admin/lab/seats/{number:int}/{verb}", self._seat),
+        ]
+        events = guarded(self._secret, self._events, tokens.BOARD_AUDIENCE)
+        return [
+            *(Route(path, guarded(self._secret, handler), methods=[method]) for method, path, handler in table),
+            Route("/admin/lab/events", events, methods=["GET"]),
+        ]
+
+    async def _told(self, status: int = 200, **more: Any) -> Response:
+        await self._feed.look()
+        if self._feed.board is None:
+            return JSONResponse(NO_LAB, 404)
+        return private({"lab": self._feed.whole(named=True), **more}, status)
+
+    async def _show(self, _: Request) -> Response:
+        return await self._told()
+
+    async def _new(self, request: Request) -> Response:
+        asked = await asked_for(request)
+        seats, roster, rows = asked.get("seats", 30), asked.get("roster", []), asked.get("checkpoints", {})
+        if not isinstance(seats, int) or isinstance(seats, bool) or not isinstance(rows, dict):
+            raise Problem("seats is no number, or checkpoints are no object.", "Send what ./scripts/lab new sends", 2)
+        if not isinstance(roster, list) or not all(isinstance(name, str) for name in roster):
+            raise Problem("The roster is no list of names.", 'Send "roster": ["Ana", "Ben"]', 2)
+        checkpoints.parse(rows)
+        lab = await self._labs.new(
+            title=text_of(asked, "title", ""), seats=seats, roster=roster,
+            life=tokens.bounded_ttl(text_of(asked, "for", "3h"), self._max_ttl),
+            scope=tokens.tool_scope(text_of(asked, "tools", "*")),
+            checkpoints=[{"id": name, **row} for name, row in rows.items()],
+            url=text_of(asked, "url", ""), lan=asked.get("lan") is True,
+        )  # fmt: skip
+        return await self._told(201, code=self._labs.codes(lab)[0])
+
+    async def _codes(self, _: Request) -> Response:
+        lab = await self._labs.refresh()
+        if lab is None:
+            return JSONResponse(NO_LAB, 404)
+        everybody, own = self._labs.codes(lab)
+        seats = {seat.number: seat.subject for seat in lab.seats}
+        return await self._told(
+            code=everybody, cards=[{"seat": n, "name": seats[n], "code": code} for n, code in own.items()]
+        )
+
+    async def _extend(self, request: Request) -> Response:
+        life = tokens.bounded_ttl(text_of(await asked_for(request), "for", "1h"), self._max_ttl)
+        lab = await self._lab()
+        until = lab.ends_at + life
+        if until > lab.created_at + tokens.parse_ttl(self._max_ttl):
+            raise Problem(
+                f"No token may live longer than {self._max_ttl}.", "Ask for less, or set SLIPWAY_MAX_TTL", 2
+            )
+        await self._labs.extend(max(until, time.time() + life) if lab.ends_at < time.time() else until)
+        return await self._told()
+
+    async def _lab(self) -> Lab:
+        lab = await self._labs.refresh()
+        if lab is None:
+            raise Problem(NO_LAB["error"], NO_LAB["cure"])
+        return lab
+
+    async def _lock(self, request: Request) -> Response:
+        await self._labs.lock((await asked_for(request)).get("locked") is not False)
+        return await self._told()
+
+    async def _seat(self, request: Request) -> Response:
+        number, verb = request.path_params["number"], request.path_params["verb"]
+        if verb not in ("reset", "revoke"):
+            return JSONResponse({"error": f"A seat cannot be {verb[:20]!r}.", "cure": "reset or revoke"}, 404)
+        lab, _, who = await (self._labs.reset if verb == "reset" else self._labs.revoke)(number)
+        return await self._told(who=who, code=self._labs.codes(lab)[1].get(number, ""))
+
+    async def _end(self, _: Request) -> Response:
+        await self._feed.look()
+        told = summary(self._feed.board) if self._feed.board else {}
+        await self._labs.end()
+        await self._feed.look()
+        return private({"summary": told})
+
+    async def _events(self, request: Request) -> Response:
+        await self._feed.look()
+        if self._feed.board is None:
+            return JSONResponse(NO_LAB, 404)
+        named = request.query_params.get("view") != "projector"
+        return StreamingResponse(
+            self._feed.events(named=named), media_type="text/event-stream",
+            headers={"cache-control": "no-store, no-transform", "x-accel-buffering": "no"},
+        )  # fmt: skip

@@ -1,0 +1,314 @@
+"""Checkpoints, the board's reasons, the tunnel's quota and scripts/lab's input, without a server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slipway import knocks
+from slipway.errors import Problem
+from slipway.identity.ledger import Ledger
+from slipway.knocks import Knock
+from slipway.lab import checkpoints, command
+from slipway.lab.board import NEVER, Board
+from slipway.lab.budget import LEAST, Budget, plan
+from slipway.lab.feed import Feed
+from slipway.lab.seats import Lab, Seat
+from slipway.store import open_store
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = {
+    "add": {"title": "Called add", "lab": "01", "when": {"tool": "add", "outcome": ["ok"]}},
+    "again": {"title": "After a 401", "lab": "02", "first": {"status": [401]}, "when": {"outcome": "ok"}},
+    "progress": {"title": "Saw progress", "lab": "02", "when": {"progress": True}},
+}
+
+
+def lab(**more: Any) -> Lab:
+    now = time.time()
+    seats = [Seat(1, "ana", joined_at=now), Seat(2, "ben", joined_at=now), Seat(3)]
+    return Lab("x", "MCP 101", "tool:*", now, now + 3600, seats=seats, **more)
+
+
+def board() -> Board:
+    return Board(lab(), checkpoints.parse(ROWS))
+
+
+def knock(subject: str = "ana", **more: Any) -> Knock:
+    given = {"time": time.time(), "subject": subject, "method": "tools/call", "tool": "add", "path": "/mcp"}
+    return Knock(**{**given, "status": 200, "outcome": "ok", "ms": 5.0, "http": "POST", **more})
+
+
+def row(board: Board, number: int = 1, *, named: bool = True) -> dict[str, Any]:
+    return board.told(board.lab.seats[number - 1], named=named)
+
+
+def test_a_checkpoint_is_reached_by_the_record_that_it_asks_for_and_in_its_order() -> None:
+    known = board()
+    known.take(knock(tool="other"))
+    assert row(known)["checkpoints"] == []
+    known.take(knock())
+    known.take(knock(subject="ben", status=401, outcome="refused"))
+    assert (row(known)["checkpoints"], row(known, 2)["checkpoints"]) == (["add"], [])
+    known.take(knock(subject="ben", tool="x"))
+    assert row(known, 2)["checkpoints"] == ["again"]
+    known.take(knock(subject="ben", tool="x", progress=3))
+    assert row(known, 2)["checkpoints"] == ["again", "progress"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ({"x": {"when": {}}}, "not what is expected"),
+        ({"x": {"title": "t"}}, "not what is expected"),
+        ({"x": {"when": {"outcom": "ok"}}}, "no record has a field"),
+        ({"x": {"when": {"outcome": "ok"}, "then": 1}}, "not what is expected"),
+        ({"x": {"when": {"outcome": "ok"}, "title": "\x1b[2J"}}, "no short texts"),
+        ({"x": {"when": ["ok"]}}, "a condition is a table"),
+        ({str(n): {"when": {"outcome": "ok"}} for n in range(51)}, "50 are the most"),
+    ],
+)
+def test_a_checkpoint_that_can_never_be_reached_is_refused(rows: dict[str, Any], words: str) -> None:
+    with pytest.raises(Problem, match=words):
+        checkpoints.parse(rows)
+
+
+@pytest.mark.parametrize(
+    ("more", "stuck"),
+    [
+        ({"status": 401, "code": "token_expired"}, "token expired"),
+        ({"status": 401, "code": "token_revoked"}, "token revoked"),
+        ({"status": 401, "code": "token_invalid"}, "401 token not accepted"),
+        ({"code": "scope", "outcome": "forbidden"}, "403 tool not allowed"),
+        ({"status": 403, "code": "origin"}, "403 origin"),
+        ({"status": 421}, "421 wrong host"),
+        ({"status": 404, "path": "/mcpx"}, "404 wrong URL"),
+        ({"status": 404}, "404 session forgotten"),
+        ({"status": 405}, "405 method"),
+        ({"status": 406}, "406 Accept"),
+        ({"status": 413}, "413 too large"),
+        ({"status": 415}, "415 content type"),
+        ({"status": 400}, "400 bad request"),
+        ({"status": 429, "outcome": "limited"}, "limit hit"),
+        ({"outcome": "limited"}, "limit hit"),
+        ({"status": 503, "outcome": "error"}, "server away"),
+        ({"status": 418, "reason": "a \x1b[2Jteapot"}, "418 a [2Jteapot"),
+    ],
+)
+def test_the_board_says_why_a_seat_is_stuck_until_it_is_not(more: dict[str, Any], stuck: str) -> None:
+    known = board()
+    known.take(knock(**{"outcome": "refused", **more}))
+    assert row(known)["stuck"] == stuck
+    assert row(known)["cure"] or stuck.startswith("418")
+    known.take(knock(outcome="error"))
+    assert (row(known)["stuck"], row(known)["cure"]) == ("", "")
+
+
+def test_who_joined_and_never_knocked_is_stuck_after_a_while() -> None:
+    known = board()
+    known.grow_old()
+    assert not row(known)["stuck"]
+    known.lab.seats[0].joined_at -= NEVER + 1
+    before = known.version
+    known.grow_old()
+    assert row(known)["stuck"] == "never knocked"
+    assert known.version > before
+    known.take(knock())
+    known.grow_old()
+    assert not row(known)["stuck"]
+
+
+def test_calls_errors_and_the_p95_are_counted_and_survive() -> None:
+    known = board()
+    for number in range(100):
+        known.take(knock(ms=float(number + 1), outcome="error" if number < 3 else "ok", client="cursor 1.0"))
+    told = row(known)
+    assert (told["calls"], told["errors"], told["p95"], told["client"]) == (100, 3, 96.0, "cursor 1.0")
+    again = board()
+    again.recall(json.loads(json.dumps(known.kept())))
+    assert row(again) == told
+    again.recall({"1": {"calls": 1, "nonsense": 2}, "x": {}})
+    assert row(again) == told
+    blind = row(again, named=False)
+    assert (blind["name"], blind["client"], blind["payload"], blind["calls"]) == ("", "", "", 100)
+
+
+def test_payloads_are_on_the_board_only_where_the_log_has_them() -> None:
+    known = board()
+    known.take(knock())
+    assert row(known)["payload"] == ""
+    known.take(knock(arguments='{"a": 1}', result="3"))
+    assert row(known)["payload"] == '{"a": 1} → 3'
+
+
+def test_refusals_of_nobody_stand_at_the_door_added_up() -> None:
+    known = board()
+    for _ in range(3):
+        known.take(
+            knock(subject="", status=403, outcome="refused", code="origin", reason="origin http://x is not in")
+        )
+    known.take(knock(subject="", status=401, outcome="refused", code="no_token"))
+    assert [(each["what"], each["count"]) for each in known.door()] == [
+        ("401 no token", 1), ("403 origin http://x is not in", 3),
+    ]  # fmt: skip
+    # who has a token but no seat is nobody's business here
+    known.take(knock(subject="demo", status=406, outcome="refused"))
+    assert len(known.door()) == 2
+
+
+def test_a_seat_that_is_reset_begins_anew() -> None:
+    known = board()
+    known.take(knock())
+    anew = lab()
+    anew.seats[0] = Seat(1, turn=1)
+    known.seats_changed(anew)
+    assert (row(known)["calls"], row(known)["state"], row(known)["checkpoints"]) == (0, "free", [])
+
+
+# --- the tunnel's quota
+
+
+def spend(budget: Budget, requests: int, size: int = 600, ago: float = 30.0) -> None:
+    for _ in range(requests):
+        budget.take(time.time() - ago, size)
+
+
+def test_the_free_plan_is_shared_among_the_seats() -> None:
+    budget = Budget(plan("free"))
+    assert budget.limits(lab()) == {"calls_per_minute": 1200, "calls_per_day": 6000}
+    thirty = lab()
+    thirty.seats = [Seat(number) for number in range(1, 31)]
+    assert budget.limits(thirty) == {"calls_per_minute": 120, "calls_per_day": 600}
+    assert budget.limits(None) == Budget(plan("none")).limits(lab()) == budget.limits(lab(lan=True)) == {}
+
+
+def test_use_and_projection_are_told_and_warned_of_early() -> None:
+    budget = Budget(plan("requests=1000,gb=0.5,per_minute=4000"))
+    assert budget.told(lab())["warning"] == ""
+    spend(budget, 100)
+    told = budget.told(lab())
+    # a hundred in what counts as the first minute, for the hour that is left
+    assert (told["requests"], told["requests_most"], told["bytes"]) == (100, 1000, 100_000)
+    assert 5500 < told["projected"] < 6200
+    assert "requests will be at" in told["warning"]
+    version = budget.version
+    assert budget.told(lab()) == told
+    assert budget.version == version
+
+
+def test_seats_are_slowed_alike_before_the_quota_is_gone_and_not_below_the_least() -> None:
+    budget = Budget(plan("requests=20000"))
+    spend(budget, 17_000)
+    assert budget.slowed(lab()) == 0
+    spend(budget, 1_500)
+    # 1,500 are left for sixty minutes and two people
+    assert budget.slowed(lab()) == budget.limits(lab())["calls_per_minute"] == 1500 * 0.9 // 60 // 2
+    spend(budget, 1_500)
+    assert budget.slowed(lab()) == LEAST
+    assert "requests" in budget.told(lab())["warning"]
+
+
+def test_bytes_count_too_and_a_new_month_begins_at_nothing() -> None:
+    budget = Budget(plan("gb=1"))
+    spend(budget, 95, 10_000_000)
+    assert budget.slowed(lab()) == LEAST
+    budget.recall({"month": "2001-01", "requests": 5, "bytes": 7})
+    spend(budget, 1)
+    assert (budget.requests, budget.bytes) == (1, 1000)
+
+
+# --- the feed
+
+
+async def test_the_feed_counts_the_tunnels_requests_alone_and_each_once(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "state")
+    budget = Budget(plan("free"))
+    url = ["https://x.ngrok-free.app/mcp"]
+    labs: Any = type("Labs", (), {"lab": None, "own_limits": {}, "refresh": _nothing})()
+    feed = Feed(labs, Ledger(store), store, budget, tmp_path, lambda: url[0])
+    log = tmp_path / "edge.jsonl"
+
+    def line(host: str, when: float = 0.0) -> str:
+        request = {"host": host, "uri": "/mcp", "method": "POST"}
+        return json.dumps({"ts": when or time.time(), "request": request, "size": 100, "status": 200}) + "\n"
+
+    log.write_text(line("x.ngrok-free.app", time.time() - 100))
+    await feed.look()
+    assert budget.requests == 0, "what was there before we ever counted is unknown"
+    with log.open("a") as out:
+        out.write(line("x.ngrok-free.app") + line("localhost:8443") + line("192.168.1.5:8443") + "no json\n[]\n")
+    feed._read()
+    feed._read()
+    assert (budget.requests, budget.bytes) == (1, 500)
+    await feed._save()
+    after = Feed(labs, Ledger(store), store, Budget(plan("free")), tmp_path, lambda: url[0])
+    with log.open("a") as out:
+        out.write(line("x.ngrok-free.app", time.time() + 1))
+    await after.look()
+    assert after.budget.requests == 2, "what came while nobody counted is caught up on"
+    url[0] = ""
+    await after.look()
+    assert not after._tails, "nobody reads without a tunnel or a lab"
+
+
+async def _nothing(_: Any = None) -> None:
+    return None
+
+
+def test_a_door_is_told_by_the_host() -> None:
+    hosts = ["localhost:8443", "127.0.0.1", "[::1]:8000", "", "192.168.1.5:8443", "demo.local", "a.ngrok-free.app"]
+    assert [knocks.door(host) for host in hosts] == ["", "", "", "", "lan", "lan", "tunnel"]
+
+
+# --- what people type
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("Ana\nBen\n\n", ["Ana", "Ben"]),
+        ("\ufeffname,mail\nAna,a@x.example\nBen,\n", ["Ana", "Ben"]),
+        ("mail,Name\na@x.example,Ana\n", ["Ana"]),
+        ('"O\'Neil, Zoë"\n', ["O'Neil, Zoë"]),
+    ],
+)
+def test_a_roster_is_a_list_or_a_table(tmp_path: Path, text: str, names: list[str]) -> None:
+    (tmp_path / "names.csv").write_text(text)
+    assert command._roster(str(tmp_path / "names.csv")) == names
+
+
+def test_what_is_wrong_with_the_input_is_said_with_its_cure(tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_text("\n")
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "bad.toml").write_text("[x\n")
+    for call in (
+        lambda: command._roster(str(tmp_path / "none.csv")),
+        lambda: command._roster(str(tmp_path / "empty.csv")),
+        lambda: command._roster(str(tmp_path / "bytes.csv")),
+        lambda: checkpoints.read(tmp_path / "bad.toml"),
+        lambda: checkpoints.read(tmp_path / "none.toml"),
+        lambda: command._checkpoints("", "99"),
+    ):
+        with pytest.raises(Problem) as problem:
+            call()
+        assert problem.value.cure
+
+
+@pytest.mark.slow
+def test_the_command_says_what_it_does_and_what_is_missing(tmp_path: Path) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(ROOT / "scripts" / "lab"), *words], capture_output=True, text=True, check=False, timeout=60,
+            env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "SLIPWAY_SECRET_FILE": str(tmp_path / "secret")},
+        )  # fmt: skip
+
+    assert "scripts/lab cards" in run("--help").stdout
+    for words in (("new",), ("reset", "x"), ()):
+        assert run(*words).returncode == 2, words
+    found = run("list")
+    assert (found.returncode, "no secret" in found.stderr, "Traceback" in found.stderr) == (2, True, False)
