@@ -192,7 +192,7 @@ class ToolScopes(Middleware):
         name = context.message.name
         if not self._unchecked() and not may_call(self._scopes(), name):
             missing = TOOL_PREFIX + name
-            _note(f"insufficient_scope: {missing} is missing", "scope")
+            _note(f"insufficient_scope: {missing} is missing", "scope", "forbidden")
             raise InsufficientScopeError(
                 [missing],
                 message=f"insufficient_scope: this token may not call {name!r}; it lacks the scope {missing}. "
@@ -205,12 +205,12 @@ class ToolScopes(Middleware):
             raise
 
 
-def _note(reason: str, code: str = "") -> None:
-    """Put the reason on the record of the HTTP request that carried this message."""
+def _note(reason: str, code: str = "", outcome: str = "") -> None:
+    """Put why, and how it ended where that is known, on the record of the HTTP request that carried this message."""
     try:
         # not the context variable: in a session the tool runs in the session's task, not in the request's
         knock: Any = get_http_request().scope.get("slipway.knock")
     except RuntimeError:
         return
     if knock:
-        knock.reason, knock.code = reason, code
+        knock.reason, knock.code, knock.outcome = reason, code, outcome or knock.outcome

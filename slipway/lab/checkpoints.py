@@ -38,8 +38,16 @@ def meets(knock: Knock, condition: Condition) -> bool:
     """Tell whether a record is what a condition asks for."""
     return all(
         (any(value is True for value in values) and bool(found)) or found in values
-        for name, values in condition.items() for found in (getattr(knock, name),)
+        for name, values in condition.items() for found in (_seen(knock, name),)
     )  # fmt: skip
+
+
+def _seen(knock: Knock, name: str) -> Any:
+    found = getattr(knock, name)
+    if name == "client":
+        # "claude-code 2.1": whoever writes checkpoints knows no version
+        found = found.rpartition(" ")[0] or found
+    return found
 
 
 def parse(rows: Mapping[str, Any]) -> list[Checkpoint]:

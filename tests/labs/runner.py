@@ -193,10 +193,8 @@ class Terminal:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.bash.pid, signal.SIGTERM)
         self.bash.stdin.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.bash.wait(15)
-        except subprocess.TimeoutExpired:
-            pass
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.bash.pid, signal.SIGKILL)
         self.bash.wait()

@@ -54,6 +54,18 @@ async def test_a_call_is_one_line_that_says_who_what_how_and_no_more(
     assert ("471100000117" in text, "471100000118" in text) == (payloads, payloads)
 
 
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_call_without_its_scope_is_forbidden_in_the_log(make_stack: Callable[..., Stack], era: str) -> None:
+    running = make_stack()
+    async with Client(running.tls_url, auth=running.token("add"), verify=running.trust(), mode=ERAS[era]) as me:
+        with pytest.raises(ToolError, match="insufficient_scope"):
+            await me.call_tool("whoami")
+    wait_until(lambda: calls(running))
+    assert [(line["outcome"], line["code"], line["tool"]) for line in calls(running)] == [
+        ("forbidden", "scope", "whoami")
+    ]
+
+
 def test_every_refusal_is_a_line_with_its_reason(shared_stack: Stack) -> None:
     with httpx2.Client(timeout=20) as http:
         ids = {}
