@@ -36,6 +36,7 @@ from slipway.identity.names import Names
 from slipway.identity.oauth import SlipwayOAuth
 from slipway.identity.pages import Pages
 from slipway.identity.verifier import Challenge, SlipwayTokens, ToolScopes
+from slipway.lab import page as board_page
 from slipway.lab.budget import Budget, plan
 from slipway.lab.feed import Feed
 from slipway.lab.routes import Instructor
@@ -144,6 +145,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         Route("/readyz", readyz),
         *admin.routes(),
         *instructor.routes(),
+        *board_page.routes(),
         *pages,
         Mount("/", endpoint),
     ]

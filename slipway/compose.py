@@ -171,6 +171,11 @@ class Compose:
             processes.stop(record)
             watch.wait()
 
+    def crash(self) -> None:
+        """Kill the server's containers and start them anew: an engine does so after a crash, but not after a kill."""
+        self._run("kill", "--signal", "SIGKILL", "server")
+        self._run("start", "server")
+
     def down(self) -> None:
         """Stop and remove the containers and their network."""
         # without the profiles Compose leaves their containers

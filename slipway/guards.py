@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slipway import knocks
@@ -28,6 +29,13 @@ def host_name(host: str) -> str:
     if host.startswith("["):
         return host.partition("]")[0] + "]"
     return host.partition(":")[0]
+
+
+def from_this_machine(request: Request) -> bool:
+    """Tell whether a request was meant for the server's own loopback port: to all others its pages do not exist."""
+    # behind the edge there is a forwarded header, at the tunnel another Host
+    forwarded = any(name in request.headers for name in ("x-forwarded-for", "forwarded", "via"))
+    return not forwarded and host_name(request.headers.get("host", "")) in LOOPBACK
 
 
 class HostGuard:

@@ -17,6 +17,7 @@ from slipway import settings, tokens
 from slipway.errors import Problem, command
 
 ROOT = Path(__file__).resolve().parent.parent
+NO_SERVER = 3  # the exit code where none answers
 TOKENS = """examples:
   scripts/tokens list                         every token that was given out or used, and its state
   scripts/tokens mint --subject ana --tools add --ttl 2h
@@ -84,7 +85,7 @@ class Server:
         raise self._silent()
 
     def _silent(self) -> Problem:
-        return Problem(f"No server answers at {self._urls[0]}.", "./scripts/up starts it", 3)
+        return Problem(f"No server answers at {self._urls[0]}.", "./scripts/up starts it", NO_SERVER)
 
     def _answer(self, opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> Any:
         try:

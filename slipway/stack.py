@@ -285,6 +285,22 @@ def _check(config: settings.Settings) -> None:
         raise problem
 
 
+def crash(config: settings.Settings) -> None:
+    """Kill the server (SIGKILL), as a lack of memory would; it is started anew.
+
+    Raises:
+        Problem: it is not ours to kill.
+    """
+    children = [processes.alive(who) for who in processes.running(_record(config)).get("children", [])]
+    servers = [child for child in children if child and str(ROOT / "server.py") in child.cmdline()]
+    for server in servers:
+        server.kill()
+    if not servers and (compose.missing() or not compose.Compose(ROOT).exists()):
+        raise Problem("The running server was not started by ./scripts/up.", "Rehearse with --no-kill")
+    if not servers:
+        compose.Compose(ROOT).crash()
+
+
 def down() -> None:
     """Stop everything that up and tunnel.py started; running it twice is harmless."""
     config = settings.load(os.environ, ROOT / ".env")

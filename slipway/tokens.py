@@ -24,6 +24,7 @@ BOARD_AUDIENCE = "slipway-board"  # a token for the board may look, and do nothi
 ADMIN_AUDIENCE = "slipway-admin"  # a token for /admin opens no tool, and a tool's token no /admin
 ALGORITHM = "HS256"
 MAX_TOKEN_BYTES = 8192
+OTHERS = 2.0  # seconds that another first start may take to write the secret
 MAX_TTL = 366 * 86400  # seconds
 REQUIRED_CLAIMS = ["iss", "aud", "sub", "iat", "nbf", "exp", "jti", "scope", "client_id"]
 
@@ -113,6 +114,9 @@ def ensure_secret(path: Path) -> Secret:
     except FileExistsError:
         if os.name == "posix" and path.stat().st_mode & 0o077:
             path.chmod(0o600)
+        until = time.monotonic() + OTHERS
+        while not path.stat().st_size and time.monotonic() < until:
+            time.sleep(0.01)  # whoever made it a moment ago is about to write it
     else:
         try:
             with os.fdopen(handle, "w") as stream:

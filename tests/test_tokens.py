@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,15 @@ def test_two_first_starts_at_once_agree_on_one_secret(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from slipway.tokens import *; print(ensure_secret(Path({str(tmp_path)!r})/'s').key())"
     runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(4)]
     assert len({run.communicate()[0] for run in runs}) == 1
+
+
+def test_a_secret_that_another_start_is_just_writing_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.touch(0o600)
+    timer = threading.Timer(0.3, lambda: file.write_text("0123456789abcdef" * 4))
+    timer.start()
+    assert tokens.ensure_secret(file).key() == b"0123456789abcdef" * 4
+    timer.join()
 
 
 @pytest.mark.parametrize("text", ["", "short", "dev-secret-do-not-use-in-production", "a" * 64, "abababababab" * 6])

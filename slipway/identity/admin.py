@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from slipway import knocks, tokens
 from slipway.errors import Problem
-from slipway.guards import LOOPBACK, host_name
+from slipway.guards import from_this_machine
 from slipway.identity.invites import Invites
 from slipway.identity.ledger import EVERYBODY, Ledger, Record
 from slipway.store import Trouble
@@ -129,9 +129,7 @@ def guarded(secret: tokens.Secret, handler: Handler, audience: str = tokens.ADMI
 
     @functools.wraps(handler)
     async def answer(request: Request) -> Response:
-        # behind the edge there is a forwarded header, at the tunnel another Host: to them /admin does not exist
-        forwarded = any(name in request.headers for name in ("x-forwarded-for", "forwarded", "via"))
-        if forwarded or host_name(request.headers.get("host", "")) not in LOOPBACK:
+        if not from_this_machine(request):
             return JSONResponse({"error": "not found"}, 404)
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         try:

@@ -130,12 +130,13 @@ class Join:
             if record is None or record.revoked_at or record.ends_at() < time.time():
                 yield _event("over", {})
                 return
-            if record.first_used_at and waiting:
-                waiting = False
-                yield _event("connected", {})
+            # before "connected": a page that has none of them waits for nothing after it
             if (reached := self._checkpoints(record.subject)) != shown:
                 shown = reached
                 yield _event("checkpoints", reached)
+            if record.first_used_at and waiting:
+                waiting = False
+                yield _event("connected", {})
             if not waiting and len(shown.get("reached", [])) == len(shown.get("all", [])):
                 return  # nothing is left to tick off
             if time.monotonic() - beat > BEAT:

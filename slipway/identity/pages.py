@@ -61,6 +61,30 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
+def closed(
+    page: str, status: int = 200, *, form_action: str = "'self'", script: str = "", style: str = STYLE
+) -> Response:
+    """Return a page that nothing of another origin is part of, and that no other origin may frame.
+
+    Args:
+        page: the page; `script` and `style` are in it, word for word.
+        status: the HTTP status.
+        form_action: where its forms may lead; browsers check the redirect that follows, too.
+        script: the only script that runs, or "".
+        style: the only style that applies.
+    """
+    also = f"script-src {_hash(script)}; connect-src 'self'; " if script else ""
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; img-src data:; {also}form-action {form_action}; "
+        "frame-ancestors 'none'; base-uri 'none'"
+    )
+    headers = {
+        "content-security-policy": policy, "x-frame-options": "DENY", "referrer-policy": "no-referrer",
+        "cache-control": "no-store", "x-content-type-options": "nosniff",
+    }  # fmt: skip
+    return HTMLResponse(page, status, headers=headers)
+
+
 class Pages:
     """Answers with pages, and knows which form came from one of them."""
 
@@ -69,22 +93,8 @@ class Pages:
         self._taken: dict[str, asyncio.Future[Response]] = {}
 
     def answer(self, page: str, status: int = 200, *, form_action: str = "'self'", script: str = "") -> Response:
-        """Return a page that nothing of another origin is part of, and that no other origin may frame.
-
-        Args:
-            form_action: where its forms may lead; browsers check the redirect that follows, too.
-            script: the only script that runs, or "".
-        """
-        also = f"script-src {_hash(script)}; connect-src 'self'; " if script else ""
-        policy = (
-            f"default-src 'none'; style-src {_hash(STYLE)}; img-src data:; {also}form-action {form_action}; "
-            "frame-ancestors 'none'; base-uri 'none'"
-        )
-        headers = {
-            "content-security-policy": policy, "x-frame-options": "DENY", "referrer-policy": "no-referrer",
-            "cache-control": "no-store", "x-content-type-options": "nosniff",
-        }  # fmt: skip
-        return HTMLResponse(page, status, headers=headers)
+        """Return a page of ours, as `closed` does."""
+        return closed(page, status, form_action=form_action, script=script)
 
     def sorry(self, text: str, status: int = 400) -> Response:
         """Return a page of one sentence."""

@@ -206,11 +206,12 @@ class ToolScopes(Middleware):
 
 
 def _note(reason: str, code: str = "", outcome: str = "") -> None:
-    """Put why, and how it ended where that is known, on the record of the HTTP request that carried this message."""
+    """Put the reason on the record of the HTTP request that carried this message."""
     try:
         # not the context variable: in a session the tool runs in the session's task, not in the request's
         knock: Any = get_http_request().scope.get("slipway.knock")
     except RuntimeError:
         return
     if knock:
-        knock.reason, knock.code, knock.outcome = reason, code, outcome or knock.outcome
+        knock.reason, knock.code = reason, code
+        knock.outcome = outcome or knock.outcome

@@ -1,1 +1,1 @@
-"""Workshop mode: a lab of seats, and the board that shows them."""
+"""A workshop: seats with codes of their own, checkpoints, and a board that shows who is stuck and why."""

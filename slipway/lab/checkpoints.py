@@ -35,19 +35,15 @@ class Checkpoint:
 
 
 def meets(knock: Knock, condition: Condition) -> bool:
-    """Tell whether a record is what a condition asks for."""
-    return all(
-        (any(value is True for value in values) and bool(found)) or found in values
-        for name, values in condition.items() for found in (_seen(knock, name),)
-    )  # fmt: skip
+    """Tell whether a record is what a condition asks for. A client is compared by its name, without the version."""
+    return all(any(_fits(knock, name, value) for value in values) for name, values in condition.items())
 
 
-def _seen(knock: Knock, name: str) -> Any:
+def _fits(knock: Knock, name: str, value: Any) -> bool:
     found = getattr(knock, name)
-    if name == "client":
-        # "claude-code 2.1": whoever writes checkpoints knows no version
-        found = found.rpartition(" ")[0] or found
-    return found
+    if value is True:
+        return bool(found)
+    return bool(found == value or (name == "client" and found.startswith((f"{value} ", f"{value}/"))))
 
 
 def parse(rows: Mapping[str, Any]) -> list[Checkpoint]:

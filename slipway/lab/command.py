@@ -10,14 +10,15 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import segno
 
 from slipway import edge, settings, tokens
 from slipway.errors import Problem, command
-from slipway.lab import checkpoints
-from slipway.operator import Server, ends, plain, table
+from slipway.lab import cards, checkpoints
+from slipway.lab.watch import kept_open, watch
+from slipway.operator import NO_SERVER, Server, plain, table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHECKPOINTS = ROOT / "labs" / "checkpoints.toml"
@@ -57,9 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--labs", metavar="01,03", default="", help="only the checkpoints of these labs")
     verb("list", "show the seats")
     verb("watch", "show the board here; Ctrl-C ends it")
-    cards = verb("cards", "write printable cards, with the codes")
-    cards.add_argument("--out", metavar="FILE", default="", help="where to (.slipway/lab/cards.html)")
-    cards.add_argument("--pdf", action="store_true", help="also as PDF, by an installed browser")
+    printed = verb("cards", "write printable cards, with the codes")
+    printed.add_argument("--out", metavar="FILE", default="", help="where to (.slipway/lab/cards.html)")
+    printed.add_argument("--pdf", action="store_true", help="also as PDF, by an installed browser")
     extend = verb("extend", "let it last longer: its codes and its tokens")
     extend.add_argument("life", metavar="1h", help="by how much")
     for name, help in (
@@ -112,15 +113,19 @@ def _new(server: Server, chosen: argparse.Namespace, config: settings.Settings) 
     board = f"{server.url('').removesuffix('/admin')}/board#key={server.key(tokens.BOARD_AUDIENCE, KEY_LIFE)}"
     answer |= {"board_url": board, "projector_url": f"{board}&view=projector"}
     lines = [
-        f"lab         {lab['title']}, {len(lab['seats'])} seats, ends {ends(lab['ends_at'])}",
+        f"lab         {lab['title']}, {len(lab['seats'])} seats, until {_moment(lab['ends_at'])}",
         f"join        {lab['join_url']} with {code}, which is the code for all",
         f"board       {board}",
-        f"projector   {board}&view=projector",
+        "projector   the button on the board shows it without names, with the QR code",
         "cards       ./scripts/lab cards prints a code for each seat: hand out those, or show the one for all",
     ]
     if lab["join_url"].startswith("https://localhost"):
         lines.append("note        no public URL is open: only this machine can join. ./scripts/up opens one")
     return answer, "\n".join(lines)
+
+
+def _moment(when: float) -> str:
+    return time.strftime("%a %H:%M", time.localtime(when))
 
 
 def _show_qr(answer: dict[str, Any]) -> None:
@@ -139,7 +144,7 @@ def _list(answer: dict[str, Any]) -> str:
         for row in lab["seats"]
     ]  # fmt: skip
     locked = ", locked" if lab["locked"] else ""
-    head = f"{plain(lab['title'], 80)}: ends {ends(lab['ends_at'])}{locked}; {lab['join_url']}"
+    head = f"{plain(lab['title'], 80)}: until {_moment(lab['ends_at'])}{locked}; {lab['join_url']}"
     warning = lab["budget"]["warning"]
     return "\n".join([
         head, *([f"quota: {warning}"] if warning else []),
@@ -158,7 +163,7 @@ def _end(server: Server, chosen: argparse.Namespace, config: settings.Settings) 
     told = answer["summary"]
     name = re.sub(r"[^a-z0-9]+", "-", lab["title"].lower()).strip("-") or "lab"
     file = _folder(config) / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{name}.json"
-    _write(file, json.dumps(told, indent=1) + "\n")
+    cards.private(file, json.dumps(told, indent=1) + "\n")
     for each in ("cards.html", "cards.pdf"):
         (_folder(config) / each).unlink(missing_ok=True)
     return answer, "\n".join([
@@ -169,15 +174,45 @@ def _end(server: Server, chosen: argparse.Namespace, config: settings.Settings) 
     ])  # fmt: skip
 
 
+def _cards(server: Server, chosen: argparse.Namespace, config: settings.Settings) -> tuple[dict[str, Any], str]:
+    answer = server.ask("GET", "/lab/codes")
+    lab = answer["lab"]
+    file = Path(chosen.out) if chosen.out else _folder(config) / "cards.html"
+    page = cards.html(lab["title"], lab["join_url"], [cards.Card(**card) for card in answer["cards"]], lab["ends_at"])
+    try:
+        cards.private(file, page)
+    except OSError as error:
+        raise Problem(f"{file} cannot be written: {error.strerror}.", "Name another: --out cards.html", 2) from None
+    text = f"cards       {file} ({len(answer['cards'])} codes, for your eyes: print it, cut it, hand it out)"
+    if chosen.pdf:
+        cards.pdf(file, file.with_suffix(".pdf"))
+        text += f"\nPDF         {file.with_suffix('.pdf')}"
+    return answer, text
+
+
+def _watch(server: Server) -> int:
+    """Show the board until the lab ends. Returns: the exit code."""
+    opened = False
+
+    def connect() -> IO[bytes]:
+        nonlocal opened
+        try:
+            stream = server.stream("/lab/events", tokens.BOARD_AUDIENCE)
+        except Problem as problem:
+            if opened and problem.exit_code == NO_SERVER:
+                raise ConnectionError from None  # it was there, and will be again
+            raise
+        opened = True
+        return stream
+
+    watch(kept_open(connect), sys.stdout, colour=not os.environ.get("NO_COLOR"))
+    return 0
+
+
 def _folder(config: settings.Settings) -> Path:
     folder = ROOT / config.state / "lab"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
-
-
-def _write(file: Path, text: str) -> None:
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
-        stream.write(text)
 
 
 def _do(server: Server, chosen: argparse.Namespace, config: settings.Settings) -> tuple[dict[str, Any], str]:
@@ -185,11 +220,14 @@ def _do(server: Server, chosen: argparse.Namespace, config: settings.Settings) -
     match chosen.verb:
         case "new":
             return _new(server, chosen, config)
+        case "cards":
+            return _cards(server, chosen, config)
         case "end":
             return _end(server, chosen, config)
         case "extend":
             answer = server.ask("POST", "/lab/extend", {"for": chosen.life})
-            return answer, f"{answer['lab']['title']} ends {ends(answer['lab']['ends_at'])}; no token is pasted again"
+            lab = answer["lab"]
+            return answer, f"{lab['title']} goes on until {_moment(lab['ends_at'])}; no token is pasted again"
         case "lock" | "unlock":
             answer = server.ask("POST", "/lab/lock", {"locked": chosen.verb == "lock"})
             return answer, "nobody new gets in" if answer["lab"]["locked"] else "people may join again"
@@ -207,6 +245,8 @@ def main(argv: list[str]) -> int:
     chosen = _parser().parse_args(argv)
     config = settings.load(os.environ, ROOT / ".env")
     server = Server(config, tokens.read_secret(ROOT / config.secret_file))
+    if chosen.verb == "watch":
+        return _watch(server)
     answer, text = _do(server, chosen, config)
     sys.stdout.write((json.dumps(answer) if chosen.json else text) + "\n")
     if chosen.verb == "new" and not chosen.json:

@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import segno
+
 from slipway import knocks
 from slipway.identity.ledger import Ledger
 from slipway.lab import checkpoints
@@ -52,6 +54,7 @@ class Feed:
         self._marks_at = 0.0
         self._saved, self._saved_at = (0, 0), 0.0
         self._news = asyncio.Event()
+        self._warned = False
         self.budget = budget
         self.board: Board | None = None
 
@@ -104,7 +107,10 @@ class Feed:
             if self.board.version != before:
                 self._tell()
         version = self.budget.version
-        self.budget.told(lab)
+        warning = self.budget.told(lab)["warning"]
+        if warning and not self._warned:
+            self._store.say(f"the tunnel's quota: {warning}")
+        self._warned = bool(warning)
         self._labs.own_limits = self.budget.limits(lab)
         if self.budget.version != version:
             self._tell()
@@ -208,8 +214,12 @@ class Feed:
         """Return all that there is to tell. The caller knows that there is a lab."""
         assert self.board  # noqa: S101
         lab = self.board.lab
+        # where nobody new gets in there is nothing to point a phone at
+        code = "" if lab.locked else self._labs.codes(lab)[0]
+        drawing = segno.make(f"{self._url}/join?code={code}", error="m").svg_data_uri(border=2) if code else ""
         return {
             "title": lab.title, "ends_at": lab.ends_at, "locked": lab.locked, "now": time.time(),
+            "code": code, "qr": drawing,
             "tools": lab.scope.replace("tool:", "").replace(" ", ", "), "join_url": f"{self._url}/join",
             "checkpoints": [{"id": each.id, "title": each.title} for each in self.board.checkpoints],
             "seats": [self.board.told(seat, named=named) for seat in lab.seats],

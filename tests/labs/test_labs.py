@@ -29,6 +29,7 @@ COMPARED = {*knocks.FIELDS, "progress", "resumed", "door"}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(480)  # many programs one after the other
 @pytest.mark.parametrize("lab", RUN, ids=lambda lab: lab.stem)
 def test_every_command_shows_what_the_lab_says(lab: Path, checkout: Path, account: dict[str, str]) -> None:
     ports = settings.read_env_file(checkout / ".env.example")

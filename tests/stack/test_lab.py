@@ -315,6 +315,30 @@ def test_seats_share_the_tunnels_quota(make_stack: Callable[..., Stack]) -> None
     wait_until(lambda: seat(stack, 1)["stuck"] == "limit hit", 10)
 
 
+def test_a_new_tunnel_url_changes_where_people_join_and_no_token(make_stack: Callable[..., Stack]) -> None:
+    stack = make_stack(SLIPWAY_PLAN="requests=20")
+    own = (new(stack), codes(stack))[1]
+    ana = join(stack, own[1], "Ana")
+    assert lab(stack)["join_url"] == f"{stack.tls_url[:-4]}/join"
+    file = stack.config.public_url_file
+    with watching(stack) as events:
+        for host in ("one.ngrok-free.app", "two.ngrok-free.app"):
+            file.write_text(f"https://{host}/mcp")
+            wait_until(lambda: lab(stack)["join_url"] == f"https://{host}/join", 10)  # noqa: B023
+            assert send(stack, ana, ADD, stack.edge_url, host=host) == 200
+        assert send(stack, ana, ADD, stack.edge_url, host="one.ngrok-free.app") == 421
+        urls = [content["join_url"] for name, content in events if name == "lab"]
+        wait_until(lambda: "https://two.ngrok-free.app/join" in str(events), 10)
+        assert urls[0] == f"{stack.tls_url[:-4]}/join"
+        # three requests came by a tunnel; those of this machine cost nothing
+        wait_until(lambda: lab(stack)["budget"]["requests"] == 3, 10)
+        for _ in range(16):
+            send(stack, ana, ADD, stack.edge_url, host="two.ngrok-free.app")
+        wait_until(lambda: any(name == "budget" and content["warning"] for name, content in events), 10)
+        wait_until(lambda: lab(stack)["budget"]["slowed"] > 0, 10)
+    wait_until(lambda: any("the tunnel's quota" in str(line.get("reason")) for line in stack.log("server")), 10)
+
+
 def test_the_labs_own_checkpoints_are_taken_by_the_server(shared_stack: Stack) -> None:
     rows = checkpoints.read(checkpoints.Path(__file__).parents[2] / "labs" / "checkpoints.toml")
     assert checkpoints.parse(rows)
