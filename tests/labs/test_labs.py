@@ -119,6 +119,13 @@ def test_checkpoints_stand_in_the_order_of_the_labs() -> None:
     assert labs == sorted(labs)
 
 
+def test_the_code_that_a_lab_quotes_is_the_examples() -> None:
+    text = (ROOT / "labs" / "06-fastapi.md").read_text("utf-8")
+    quoted = [line for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert quoted
+    assert set(quoted) <= set((ROOT / "examples" / "mounted.py").read_text("utf-8").splitlines())
+
+
 # --- the runner itself
 
 
