@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   scripts/audit --follow                      what comes from now on; Ctrl-C ends it
   scripts/audit --json --all | jq .ms         every line as it is written
 
-outcomes: ok, error, cancelled, timeout, limited, refused, left
+outcomes: ok, error, cancelled, timeout, limited, forbidden, refused, left
 """
 FIELDS = ("subject", "tool", "client", "era", "outcome", "limit", "code", "jti", "method", "path", "status")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import socket
 import sys
 import time
 import zlib
@@ -323,6 +324,11 @@ def main() -> None:
     parser.add_argument("--certificate", nargs=2, default=(None, None), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     ours = settings.load(os.environ, ROOT / ".env")
+    try:
+        # before the URL is told: who reads it may be quick
+        listening = socket.create_server(("127.0.0.1", chosen.port))
+    except OSError:
+        raise Problem(f"Port {chosen.port} cannot be used.", "Choose another: --port 8091", 3) from None
     url = f"http://localhost:{chosen.port}/mcp"
     print(f"{chosen.name}: {DISEASES[chosen.name].what}", file=sys.stderr)
     print(url, flush=True)
@@ -334,13 +340,10 @@ def main() -> None:
     certificate, key = chosen.certificate
     proxy = Proxy(f"http://127.0.0.1:{ours.edge_port}", DISEASES[chosen.name])
     server = uvicorn.Server(uvicorn.Config(
-        proxy, host="127.0.0.1", port=chosen.port, log_level="critical", lifespan="off", server_header=False,
+        proxy, log_level="critical", lifespan="off", server_header=False,
         date_header=False, timeout_graceful_shutdown=1, ssl_certfile=certificate, ssl_keyfile=key,
     ))  # fmt: skip
-    try:
-        server.run()
-    except SystemExit:
-        raise Problem(f"Port {chosen.port} cannot be used.", "Choose another: --port 8091", 3) from None
+    server.run(sockets=[listening])
 
 
 if __name__ == "__main__":
