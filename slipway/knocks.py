@@ -58,7 +58,7 @@ class Knock:
     door: str = ""  # tunnel or lan; "" is this machine
     progress: int = 0  # notifications of it that the answer carried
     resumed: bool = False  # it came with Last-Event-ID
-    mark: str = ""  # of the token that a request showed which the edge refused: tokens.mark
+    mark: str = ""  # of the token that a refused request showed, or one that was like it: tokens.mark
 
     # no part of the record, but what came with the request: a sessions.Body
     body: Any = field(default=None, repr=False, compare=False)

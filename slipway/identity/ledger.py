@@ -219,6 +219,11 @@ class Ledger:
         found = await self._all_kept() if self._shared else self._records.values()
         return sorted(found, key=lambda record: -record.issued_at)
 
+    def mark_of(self, jti: str) -> str:
+        """Return the mark of a token that this process knows, or ""."""
+        record = self._records.get(jti)
+        return record.mark if record else ""
+
     def marks(self) -> dict[str, str]:
         """Return {mark of a token: its subject}, of the tokens that this process knows."""
         return {record.mark: record.subject for record in self._records.values() if record.mark}

@@ -59,6 +59,9 @@ class SlipwayTokens(TokenVerifier):
         except tokens.TokenRefused as refused:
             if knock:
                 knock.reason, knock.code = f"token refused: {refused}", refused.code
+                if not knock.subject:
+                    # cut off while it was copied: who it was meant for is shown on a lab's board, and is no subject
+                    knock.mark = self.ledger.mark_of(tokens.claimed_id(token))
             return None
         known = self._known.get(token)
         if not known or known.expires_at != int(claims["exp"]):

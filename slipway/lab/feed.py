@@ -33,9 +33,6 @@ SLOW_LOOK = 1.0  # seconds between two looks at the lab, where others change it 
 COLLECTION, BOARD, MONTH = "board", "board", "month"
 
 
-_Record = tuple[knocks.Knock, bool]  # and whether it is the edge's
-
-
 class Feed:
     """What the board's pages are told."""
 
@@ -134,7 +131,7 @@ class Feed:
         counted = float(month.get("at", time.time()))
         self._tails = {name: knocks.Tail(self._folder / f"{name}.jsonl") for name in ("server", "edge")}
         server, edge = await asyncio.to_thread(self._older, min(known, counted))
-        records: list[_Record] = []
+        records: list[knocks.Knock] = []
         for number, line in enumerate([*server, *edge]):
             records += self._records(line, number >= len(server), known, counted)
             if number % BREATH == 0:
@@ -159,15 +156,15 @@ class Feed:
         lines = [(line, name == "edge") for name in ("server", "edge") for line in self._tails[name].lines()]
         self._take([record for line, edge in lines for record in self._records(line, edge)])
 
-    def _take(self, records: list[_Record]) -> None:
+    def _take(self, records: list[knocks.Knock]) -> None:
         """Show the board what came, in the order of time: the two logs have none between them."""
-        for knock, edge in sorted(records, key=lambda record: record[0].time):
+        for knock in sorted(records, key=lambda knock: knock.time):
             if self.board:
-                self.board.take(knock, self._whose(knock.mark) if edge else "")
+                self.board.take(knock, self._whose(knock.mark) if knock.mark else "")
         if records:
             self._tell()
 
-    def _records(self, line: str, edge: bool, since: float = 0.0, counted: float = 0.0) -> list[_Record]:
+    def _records(self, line: str, edge: bool, since: float = 0.0, counted: float = 0.0) -> list[knocks.Knock]:
         """Return the record that a line is, if the board has a use for it; count what went through the tunnel.
 
         Args:
@@ -185,7 +182,7 @@ class Feed:
             if not content.get("refused"):
                 return []
         knock = knocks.parse(line) if self.board else None
-        return [(knock, edge)] if knock and knock.time > since else []
+        return [knock] if knock and knock.time > since else []
 
     def _whose(self, mark: str) -> str:
         if mark not in self._marks and time.monotonic() > self._marks_at + SLOW_LOOK:

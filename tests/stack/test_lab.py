@@ -147,6 +147,9 @@ async def test_the_board_tells_what_each_seat_does_and_why_it_is_stuck(make_stac
         assert set(row["checkpoints"]) == {"connected", "called-add", "fixed-403"}
         assert row["p95"] > 0
         assert row["client"]
+        # a token that was cut off while it was copied, or that somebody tinkered with
+        assert [send(stack, each) for each in (ben[:-3], ben + "x")] == [401, 401]
+        wait_until(lambda: seat(stack, 2)["stuck"] == "401 token not accepted", 10)
         for headers, url, why in (
             ({"accept": "application/json"}, "", "406 Accept"),
             ({}, stack.tls_url + "x", "404 wrong URL"),
