@@ -52,6 +52,7 @@ class Feed:
         self._saved, self._saved_at = (0, 0), 0.0
         self._news = asyncio.Event()
         self._warned = False
+        self._one = asyncio.Lock()
         self.budget = budget
         self.board: Board | None = None
 
@@ -71,16 +72,22 @@ class Feed:
                 if time.monotonic() >= slowly:
                     slowly = time.monotonic() + SLOW_LOOK
                     await self.look()
-                if self._tails:
-                    # who joined a moment ago may have called already
-                    await self._labs.refresh()
-                    self._seats()
-                    self._read()
-                    await self._save()
+                async with self._one:
+                    if self._tails:
+                        # who joined a moment ago may have called already
+                        await self._labs.refresh()
+                        self._seats()
+                        self._read()
+                        await self._save()
             await asyncio.sleep(LOOK if self._tails else SLOW_LOOK)
 
     async def look(self) -> None:
         """Take notice of the lab, as it is now."""
+        # two who begin at once would each read the logs, and all would count twice
+        async with self._one:
+            await self._look()
+
+    async def _look(self) -> None:
         lab = await self._labs.refresh()
         if lab is None and self.board:
             self.board = None
