@@ -14,7 +14,7 @@ from slipway.doctor.wire import Answer, shown
 _SPEC = "RFC 6750 §3, RFC 9728 §5.1"
 
 
-@check("challenge", "401 says how to sign in")
+@check("challenge")
 async def challenge(hop: Hop) -> Finding:
     """Ask without a token: 401 with a challenge that names the resource metadata."""
     answer = await hop.stranger()
@@ -39,7 +39,7 @@ async def challenge(hop: Hop) -> Finding:
     return ok("401 Bearer with resource_metadata")
 
 
-@check("token", "the token is accepted")
+@check("token")
 async def token(hop: Hop) -> Finding:
     """Send the token, and find out why it is refused if it is."""
     answer = await hop.reached()
@@ -73,7 +73,7 @@ async def token(hop: Hop) -> Finding:
     return failure("401 invalid_token", "The server knows another secret, or the token is over or revoked.", cure)
 
 
-@check("oauth", "OAuth metadata agrees with the URL")
+@check("oauth")
 async def oauth(hop: Hop) -> Finding:
     """Read the protected resource's and the authorization server's metadata, and hold them against the URL."""
     await hop.reached()
