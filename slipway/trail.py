@@ -17,11 +17,11 @@ from slipway.errors import Problem, command
 ROOT = Path(__file__).resolve().parent.parent
 LOOK = 0.2  # seconds between two looks at a log that is followed
 EXAMPLES = """examples:
-  scripts/audit                               the last 50 requests and refusals, of server and edge
+  scripts/audit                               the last 50 requests and refusals
   scripts/audit --subject ana --tool add      what she called
   scripts/audit --outcome refused --since 1h  who was refused, and why
   scripts/audit --count tool,outcome          how often; any of the fields
-  scripts/audit --follow                      what comes from now on; Ctrl-C ends it
+  scripts/audit --follow                      what comes, until Ctrl-C
   scripts/audit --json --all | jq .ms         every line as it is written
 
 outcomes: ok, error, cancelled, timeout, limited, forbidden, refused, left

@@ -316,7 +316,7 @@ def main() -> None:
     listed = "\n".join(f"  {name:<{width}}  {disease.what}" for name, disease in DISEASES.items())
     parser = argparse.ArgumentParser(
         "scripts/break", description="Puts a misbehaving proxy in front of the local edge, until Ctrl-C.",
-        epilog=f"names:\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"example: scripts/break buffer-sse\n\nnames:\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("name", choices=list(DISEASES), metavar="NAME", help="what goes wrong")
     parser.add_argument("--port", type=int, default=PORT, help=f"where it listens on 127.0.0.1 ({PORT})")

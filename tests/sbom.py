@@ -130,9 +130,12 @@ def _ordered(value: Any) -> Any:
 def main(argv: list[str]) -> int:
     """Print the document. Returns: the exit code."""
     parser = argparse.ArgumentParser(
-        "scripts/sbom", description="Prints what is in the image, as CycloneDX JSON.", allow_abbrev=False
+        "scripts/sbom", description="Prints what is in the image, as CycloneDX JSON.", allow_abbrev=False,
+        epilog="example: scripts/sbom > sbom.json",
+    )  # fmt: skip
+    parser.add_argument(
+        "image", nargs="?", default="", metavar="IMAGE", help="an image that is here; without it, ours is built"
     )
-    parser.add_argument("image", nargs="?", default="", help="an image that is here; without it, ours is built")
     sys.stdout.write(render(inventory(parser.parse_args(argv).image)))
     return 0
 

@@ -94,3 +94,19 @@ def test_the_story_in_a_pipe_is_one_line_a_fact(capsys: pytest.CaptureFixture[st
 
     tunnel.say("word " * 30)
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_map_for_contributors_names_what_is_there_and_every_folder_of_the_house() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    cells = re.findall(r"^\| (`.*?) \|", page, re.M)
+    named = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    assert not [name for name in named if not (ROOT / name).exists()]
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "slipway").glob("*/*.py")}
+    assert {f"{folder}/" for folder in folders} <= set(named)
+
+
+def test_the_commands_for_contributors_name_files_and_tests_that_are_there() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.S))
+    assert not [path for path in re.findall(r"\btests/[\w/.]+", blocks) if not (ROOT / path).exists()]
+    assert "FUZZ_EXAMPLES" in (ROOT / "tests" / "fuzz" / "conftest.py").read_text("utf-8")

@@ -26,16 +26,16 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CHECKPOINTS = ROOT / "labs" / "checkpoints.toml"
 KEY_LIFE = 12 * 3600  # seconds that the board's key opens the board
 EXAMPLES = """examples:
-  scripts/lab new "MCP 101" --seats 30 --for 3h       seats, a code for all, and the board
-  scripts/lab new "MCP 101" --roster names.csv        a seat for each name
+  scripts/lab new "MCP 101" --seats 30 --for 3h  seats, codes, the board
+  scripts/lab new "MCP 101" --roster names.csv   a seat for each name
   scripts/lab new "MCP 101" --labs 01,03 --tools add,countdown
-  scripts/lab new "MCP 101" --lan                     without a tunnel, in the local network
-  scripts/lab cards                                   a printable card for each seat, with its code
-  scripts/lab watch                                   the board, here
-  scripts/lab list                                    who sits where, and what is wrong
-  scripts/lab reset 7                                 free a seat for somebody else, with a new code
-  scripts/lab lock                                    nobody new gets in
-  scripts/lab end                                     stop every token of it, forget it, keep a summary
+  scripts/lab new "MCP 101" --lan                in the local network, no tunnel
+  scripts/lab cards                              a card to print for each seat
+  scripts/lab watch                              the board, here
+  scripts/lab list                               who sits where, what is wrong
+  scripts/lab reset 7                            free a seat, with a new code
+  scripts/lab lock                               nobody new gets in
+  scripts/lab end                                stop all its tokens, forget it
 """
 
 
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         return found
 
     new = verb("new", "open a lab")
-    new.add_argument("title", help='what it is called, as in "MCP 101"')
+    new.add_argument("title", metavar="TITLE", help='what it is called, as in "MCP 101"')
     new.add_argument("--seats", type=int, default=30, metavar="N", help="how many (30)")
     new.add_argument("--for", dest="life", default="3h", metavar="3h", help="how long it lasts: 90m, 3h, 2d (3h)")
     new.add_argument("--tools", default="*", metavar="a,b", help="tools that its tokens may call (*)")

@@ -37,7 +37,7 @@ PATIENCE = 15.0  # seconds in which the board must show what happened
 TOOLS = "add,countdown,whoami"
 EXAMPLES = """examples:
   scripts/rehearse                      thirty seats, on the running stack
-  scripts/rehearse --seats 5 --no-kill  a quick one, which leaves the server alone
+  scripts/rehearse --seats 5 --no-kill  a quick one; the server is let alone
   scripts/rehearse --json | jq .failed
 """
 MCP = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
