@@ -24,7 +24,7 @@ venv.enter("pyngrok")
 import pyperclip
 import segno
 
-from slipway import edge, handout, knocks, opening, operator, settings, stack, tokens
+from slipway import commandline, edge, handout, knocks, opening, operator, settings, stack, tokens
 from slipway.clients import CLIENTS, UnknownClient
 from slipway.doctor import checkup
 from slipway.errors import Problem
@@ -50,10 +50,8 @@ To go public:
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parse the command line. Raises: SystemExit 2 with usage; Problem for a value that is no value."""
-    parser = argparse.ArgumentParser(
-        "tunnel.py", description="Opens the public URL, prints what clients need, shows who knocks.", epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    about = "Opens the public URL, prints what clients need, shows who knocks."
+    parser = commandline.parser("tunnel.py", about, EXAMPLES)
     add = parser.add_argument
     add("target", nargs="?", default="", metavar="TARGET",
         help="with ./scripts/up: file.py[:object], command, URL or mcp.json to serve")  # fmt: skip

@@ -1,6 +1,10 @@
 # Completion of ./scripts/* for bash and zsh: source scripts/completion.bash
 # The words come from each verb's own --help at the moment, so they are never behind.
-[ -z "${ZSH_VERSION:-}" ] || { autoload -U +X compinit bashcompinit && compinit -u && bashcompinit; }
+if [ -n "${ZSH_VERSION:-}" ]; then
+    autoload -U +X compinit bashcompinit
+    type compdef >/dev/null 2>&1 || compinit -u -D
+    bashcompinit
+fi
 
 _slipway() {
     local verb=${COMP_WORDS[0]} word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} words

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Any
 
-from slipway import settings, tokens
+from slipway import commandline, settings, tokens
 from slipway.errors import Problem, command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,18 +111,9 @@ class Server:
 
 def _parser(name: str) -> argparse.ArgumentParser:
     is_tokens = name == "tokens"
-    parser = argparse.ArgumentParser(
-        f"scripts/{name}", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Tokens of the running server." if is_tokens else "Invite codes of the running server.",
-        epilog=TOKENS if is_tokens else INVITES,
-    )  # fmt: skip
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    def verb(name: str, help: str) -> argparse.ArgumentParser:
-        found = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
-        found.add_argument("--json", action="store_true", help="print what the server says, as JSON")
-        return found
-
+    about = "Tokens of the running server." if is_tokens else "Invite codes of the running server."
+    parser = commandline.parser(f"scripts/{name}", about, TOKENS if is_tokens else INVITES)
+    verb = commandline.verbs(parser)
     verb("list", "list them")
     if is_tokens:
         mint = verb("mint", "make a token and print it alone")

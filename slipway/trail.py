@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from slipway import knocks, settings, tokens
+from slipway import commandline, knocks, settings, tokens
 from slipway.errors import Problem, command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,10 +30,8 @@ FIELDS = ("subject", "tool", "client", "era", "outcome", "limit", "code", "jti",
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "scripts/audit", description="Who called what, with which outcome; who was refused, and why.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    about = "Who called what, with which outcome; who was refused, and why."
+    parser = commandline.parser("scripts/audit", about, EXAMPLES)
     for name in ("subject", "tool", "client", "outcome", "limit", "jti"):
         parser.add_argument(f"--{name}", default="", help=f"only this {name}")
     parser.add_argument("--request", default="", metavar="ID", help="only the request with this X-Request-Id")

@@ -73,11 +73,11 @@ def test_help_lists_every_verb_in_a_line_of_its_own() -> None:
     assert max(map(len, lines)) <= 80 and all(len(line.split()) > 3 for line in lines)
 
 
-def typed(shell: list[str], keys: str, wanted: str) -> str:
+def typed(shell: list[str], keys: str, wanted: str, home: Path) -> str:
     """Type into an interactive shell that has our completion, and return what it shows once `wanted` is there."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (50, 200))
-    environment = clean_environment(ROOT) | {"TERM": "dumb", "PS1": "$ ", "HISTFILE": "/dev/null"}
+    environment = clean_environment(home) | {"TERM": "dumb", "PS1": "$ ", "HISTFILE": "/dev/null"}
     running = subprocess.Popen(
         shell, cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
     )
@@ -116,9 +116,9 @@ def typed(shell: list[str], keys: str, wanted: str) -> str:
         ("./scripts/audit --subject ana --fol\t", "--follow"),
     ],
 )
-def test_a_shell_completes_verbs_options_and_names(shell: str, keys: str, wanted: str) -> None:
+def test_a_shell_completes_verbs_options_and_names(shell: str, keys: str, wanted: str, tmp_path: Path) -> None:
     command = {"bash": [program("bash"), "--norc", "--noprofile", "-i"], "zsh": [program("zsh"), "-f", "-i"]}
-    assert wanted in typed(command[shell], keys, wanted)
+    assert wanted in typed(command[shell], keys, wanted, tmp_path)
 
 
 def test_the_completion_knows_every_verb() -> None:

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from slipway import settings, tokens
+from slipway import commandline, settings, tokens
 from slipway.doctor import examine, report
 from slipway.errors import Problem, command
 from slipway.settings import Settings
@@ -27,10 +27,8 @@ exit code: 0 no failure, 1 a failure, 2 a mistake in command or settings
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "./scripts/doctor", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        description="Asks every hop the same questions: where does it go wrong, why, what helps?",
-    )  # fmt: skip
+    about = "Asks every hop the same questions: where does it go wrong, why, what helps?"
+    parser = commandline.parser("./scripts/doctor", about, EXAMPLES)
     add = parser.add_argument
     add("url", nargs="?", default="", metavar="URL", help="an MCP endpoint; without it: our own stack")
     add("--token", default="", help="the token to send; - reads it from stdin (default: a short one of our own)")

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from slipway.doctor.checks import check
-from slipway.doctor.hops import Finding, Hop, NotApplicable, failure, ok, warning
+from slipway.doctor.hops import Finding, Hop, NotApplicable, failure, is_local, ok, warning
 from slipway.doctor.transport import _named
 from slipway.doctor.wire import Answer, shown
 
@@ -96,7 +96,9 @@ async def oauth(hop: Hop) -> Finding:
     if issuer and urlsplit(issuer).netloc == urlsplit(hop.url).netloc:
         claimed |= await _authorization_server(hop, issuer)
     wrong = {key: value for key, value in claimed.items() if not _agrees(hop, value)}
-    if (issuer and not (issuer.startswith("https://") or _local(issuer))) or (_local(issuer) and not hop.loopback):
+    if (issuer and not (issuer.startswith("https://") or is_local(issuer))) or (
+        is_local(issuer) and not hop.loopback
+    ):
         wrong["authorization server"] = issuer
     if wrong:
         key, value = next(iter(wrong.items()))
@@ -114,10 +116,6 @@ async def _authorization_server(hop: Hop, issuer: str) -> dict[str, str]:
     found: dict[str, Any] = answer.json()
     names = ("issuer", "authorization_endpoint", "token_endpoint")
     return {name: str(found.get(name, "nothing")) for name in names} if answer.status == 200 else {}
-
-
-def _local(url: str) -> bool:
-    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _agrees(hop: Hop, url: str) -> bool:

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import segno
 
-from slipway import edge, settings, tokens
+from slipway import commandline, edge, settings, tokens
 from slipway.errors import Problem, command
 from slipway.lab import cards, checkpoints
 from slipway.lab.watch import kept_open, watch
@@ -40,17 +40,9 @@ EXAMPLES = """examples:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "scripts/lab", description="A workshop on the running server: thirty seats, one instructor.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    def verb(name: str, help: str) -> argparse.ArgumentParser:
-        found = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
-        found.add_argument("--json", action="store_true", help="print what the server says, as JSON")
-        return found
-
+    about = "A workshop on the running server: thirty seats, one instructor."
+    parser = commandline.parser("scripts/lab", about, EXAMPLES)
+    verb = commandline.verbs(parser)
     new = verb("new", "open a lab")
     new.add_argument("title", metavar="TITLE", help='what it is called, as in "MCP 101"')
     new.add_argument("--seats", type=int, default=30, metavar="N", help="how many (30)")

@@ -26,6 +26,7 @@ from slipway.identity import pages
 from slipway.lab import cards, page
 from tests.browser.conftest import SCREENS, Watched
 from tests.conftest import free_ports, program, wait_until
+from tests.test_board import row
 
 pytestmark = [pytest.mark.slow]
 
@@ -36,13 +37,6 @@ CHECKPOINTS = [
     for name in ("connected", "listed", "called-add", "public", "whoami", "forbidden", "unauthorized", "fixed-403",
                  "session", "saw-progress", "resumed", "cancelled", "timed-out", "limited", "own-client")
 ]  # fmt: skip
-
-
-def row(seat: int, **more: Any) -> dict[str, Any]:
-    return {
-        "seat": seat, "name": "", "state": "free", "client": "", "era": "", "last": 0, "last_call": "", "calls": 0,
-        "errors": 0, "p95": 0, "checkpoints": [], "stuck": "", "cure": "", "payload": "", **more,
-    }  # fmt: skip
 
 
 def busy(seat: int, calls: int = 12, **more: Any) -> dict[str, Any]:
