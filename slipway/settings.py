@@ -329,6 +329,8 @@ def load(environ: Mapping[str, str], env_file: Path | None = None) -> Settings:
     values |= {name: environ[name] for name in known if name in environ}
     if nul := next((name for name, value in values.items() if "\0" in value), ""):
         raise Problem(f"{nul} holds a NUL character, which no program can be given.", f"Mend {nul} in .env", 2)
+    if half := next((name for name in sorted(known) if _half(values.get(name, ""))), ""):
+        raise Problem(f"{half} holds half a character, which no file can be named by.", f"Mend {half} in .env", 2)
     try:
         return Settings.model_validate({name: value for name, value in values.items() if name in known and value})
     except ValidationError as error:
@@ -336,6 +338,11 @@ def load(environ: Mapping[str, str], env_file: Path | None = None) -> Settings:
         name = str(first["loc"][0])
         what = first["msg"].removeprefix("Value error, ")
         raise Problem(f"{name}: {what}.", f"Mend {name} in .env ({known.get(name, '')})", 2) from None
+
+
+def _half(value: str) -> bool:
+    """Tell whether a text has a surrogate other than those that stand for a byte of the environment (PEP 383)."""
+    return any("\ud800" <= char < "\udc80" or "\udcff" < char <= "\udfff" for char in value)
 
 
 def rooted(config: Settings, root: Path) -> Settings:

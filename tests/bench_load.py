@@ -22,6 +22,7 @@ import httpx2
 import psutil
 
 from slipway import tokens
+from slipway.identity.ledger import MAX_RECORDS
 from tests.conftest import Stack, free_ports, wait_until
 
 START = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "bench", "version": "1"}}
@@ -233,33 +234,71 @@ async def seats(folder: Path, number: float, seconds: float = 20.0) -> None:
 
 
 async def soak(folder: Path, seconds: float) -> None:
-    """Clients that come, call, listen and vanish without a word: does the memory stay flat?"""
+    """Clients that come, call, listen and vanish without a word: does the memory stay flat?
+
+    Twice: with tokens that come again; and with a new token each, once the ledger has as many as it remembers.
+    """
+    for kind in ("returning", "fresh"):
+        (folder / kind).mkdir()
+        await _soak(folder / kind, seconds, fresh=kind == "fresh")
+
+
+async def _soak(folder: Path, seconds: float, *, fresh: bool) -> None:
     stack = Stack(folder, {"SLIPWAY_SESSION_IDLE": "5s", "SLIPWAY_CALLS_PER_MINUTE": "0"}).start()
-    rounds, points = 0, []
+    name, rounds, points = "new tokens" if fresh else "tokens that return", 0, list[tuple[float, int, float, float]]()
+
+    def heads(number: int) -> list[dict[str, str]]:
+        return [headers(stack, f"soak {number % 20} {each % 10}") for each in range(40)]
+
     try:
-        pids = {name: process.pid for name, process in stack.processes.items()}
-        begun = time.monotonic()
-        while time.monotonic() - begun < seconds:
-            heads = [headers(stack, f"soak {rounds % 20} {number % 10}") for number in range(40)]
-            links = await open_streams(stack.config.edge_port, heads)
+        pids = [stack.processes[each].pid for each in ("server", "caddy")]
+        if fresh:
+            await _fill(stack)
+        known, begun = [heads(number) for number in range(20)], time.monotonic()
+        while (now := time.monotonic() - begun) < seconds:
+            if now >= len(points) * min(60, seconds / 10):
+                # without the sessions that are only about to go: how many those are is the machine's speed
+                for _ in range(100):
+                    if sessions(stack):
+                        await asyncio.sleep(0.2)
+                server, caddy = (memory(pid) / MIB for pid in pids)
+                points.append((now, rounds * 40, server, caddy))
+                say(
+                    f"soak, {name:<18} {now:>5.0f} s {rounds * 40:>6} clients   server {server:.1f} MiB, Caddy {caddy:.1f} MiB"
+                )
+            them = heads(rounds) if fresh else known[rounds % len(known)]
+            links = await open_streams(stack.config.edge_port, them)
             async with httpx2.AsyncClient(timeout=60, base_url=f"http://127.0.0.1:{stack.config.edge_port}") as http:
-                for _ in range(3):
-                    await asyncio.gather(*(http.post("/mcp", headers=head, json=ADD) for head in heads))
+                await asyncio.gather(*(http.post("/mcp", headers=head, json=ADD) for head in them))
             close(links)
             rounds += 1
-            if rounds % 10 == 0:
-                points.append((time.monotonic() - begun, *(memory(pids[name]) / MIB for name in ("server", "caddy"))))
-        warm = [point for point in points if point[0] > seconds * 0.2] or points
-        for column, name in ((1, "server"), (2, "Caddy")):
-            values = [point[column] for point in warm]
-            fifth = max(1, len(values) // 5)
-            first, last = statistics.median(values[:fifth]), statistics.median(values[-fifth:])
+        warm = [point for point in points if point[0] >= seconds / 5]
+        for column, process in ((2, "server"), (3, "Caddy")) if len(warm) > 2 else ():
+            grows = statistics.linear_regression(
+                [point[1] for point in warm], [point[column] for point in warm]
+            ).slope
             say(
-                f"soak of {seconds:.0f} s: {name:<21} {first:.1f} → {last:.1f} MiB after {rounds * 40} clients"
-                f" ({json.dumps([round(value) for value in values[:: max(1, len(values) // 8)]])})"
+                f"soak, {name:<18} {process}: {grows * 1024 * 1000:+.0f} KiB for 1,000 clients after warming up; goal 0"
             )
     finally:
         stack.stop()
+
+
+async def _fill(stack: Stack) -> None:
+    """Let MAX_RECORDS tokens make one call each."""
+    before, left = memory(stack.processes["server"].pid), iter(range(MAX_RECORDS))
+    limits = httpx2.Limits(max_connections=32)
+    async with httpx2.AsyncClient(
+        timeout=60, base_url=f"http://127.0.0.1:{stack.config.server_port}", limits=limits
+    ) as http:
+
+        async def some() -> None:
+            for number in left:
+                (await http.post("/mcp", headers=headers(stack, f"fill {number % 500}"), json=ADD)).raise_for_status()
+
+        await asyncio.gather(*(some() for _ in range(32)))
+    grown = memory(stack.processes["server"].pid) - before
+    say(f"{MAX_RECORDS} tokens in the ledger           +{grown / MIB:.0f} MiB, which is the most")
 
 
 WORK = {"streams": streams, "seats": seats, "soak": soak}

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -41,6 +42,12 @@ class OneEngine(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         return "docker" if nodeid.startswith(("tests/docker/", "tests/browser/")) else nodeid
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C work in what we start: who runs us in the background ignores it, and that is inherited."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

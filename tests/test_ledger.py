@@ -191,3 +191,15 @@ async def test_a_token_that_is_revoked_while_its_first_use_is_noted_stays_so(mak
     again = make()
     await again.load()
     assert "revoked" in await again.refusal(one)
+
+
+async def test_of_tokens_that_are_only_used_no_more_than_the_newest_are_remembered(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MAX_RECORDS", 5)
+    ledger = make()
+    for _ in range(4 * room.BATCH):
+        await ledger.seen(claims())
+    await ledger.noted()
+    kept = (ledger._records, ledger._index, ledger._noting, ledger._unsaved)
+    assert [len(each) for each in kept] == [5, 5, 0, 0]

@@ -50,15 +50,21 @@ class Names:
         return str(kept["invite"]) if kept and kept["browser"] == digest(browser) else ""
 
     async def release(self, name: str) -> None:
-        """Give a name back, of which the operator revoked every token: whoever takes it next may have it."""
+        """Note that the operator revoked every token of a name. Nobody takes it but who `take`s it `again`."""
         content = {"browser": "", "invite": "", "ends": time.time() + RELEASED}
         await self._grants.keep("names", digest(_folded(name)), content, RELEASED)
 
-    async def take(self, name: str, life: float, *, browser: str, invite: str) -> bool:
-        """Take a name for so many seconds. Returns: False if it is somebody else's; case makes no other name."""
+    async def take(self, name: str, life: float, *, browser: str, invite: str, again: bool = False) -> bool:
+        """Take a name for so many seconds; case makes no other name.
+
+        Args:
+            again: also one that was released, because the operator says who it is. Tools may still have things of
+                that subject, which are nobody else's.
+        Returns: False if it is somebody else's.
+        """
         async with self._grants.lock():
             kept = await self._grants.find("names", digest(_folded(name)))
-            if kept and kept["browser"] not in ("", digest(browser)):
+            if kept and kept["browser"] != digest(browser) and not (again and kept["browser"] == ""):
                 return False
             for record in [] if kept else await self._ledger.all():
                 if _folded(record.subject) == _folded(name) and record.ends_at() > time.time():

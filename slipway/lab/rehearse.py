@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import ssl
 import statistics
 import sys
@@ -52,6 +53,7 @@ class Seat:
 
     number: int
     code: str
+    name: str = ""
     token: str = ""
     watch: str = ""
     milliseconds: list[float] = field(default_factory=list)
@@ -139,15 +141,11 @@ class Rehearsal:
         async with self._http(headers=given) as http:
             return (await http.post(url or self._url, json=message)).status_code
 
-    async def _join(self, seat: Seat, name: str = "", code: str = "") -> httpx2.Response:
+    async def _join(self, seat: Seat) -> httpx2.Response:
         async with self._http(base_url=self._url.removesuffix("/mcp")) as http:
-            page = await http.get("/join", params={"code": code or seat.code})
+            page = await http.get("/join", params={"code": seat.code})
             csrf = re.search(r'name="csrf" value="(\w+)"', page.text)
-            form = {
-                "csrf": csrf[1] if csrf else "",
-                "code": code or seat.code,
-                "name": name or f"Guest {seat.number}",
-            }
+            form = {"csrf": csrf[1] if csrf else "", "code": seat.code, "name": seat.name}
             answer = await http.post("/join", data=form)
         if answer.status_code == 200:
             found = re.search(r"<pre tabindex=\"0\">(eyJ[\w.-]+)</pre>", html.unescape(answer.text))
@@ -173,7 +171,7 @@ class Rehearsal:
                 await client.call_tool("add", {"a": number, "b": seat.number})
                 seat.milliseconds.append((time.perf_counter() - begun) * 1000)
             who = (await client.call_tool("whoami")).data["subject"]
-            if who != f"Guest {seat.number}":
+            if who != seat.name:
                 raise Problem(f"Seat {seat.number} is taken for {who!r}.", "This is a fault of Slipway: report it", 1)
             await client.call_tool("countdown", {"n": 3, "seconds": 0.05})
             with suppress(ToolError):
@@ -212,13 +210,15 @@ class Rehearsal:
         begun = time.monotonic()
         self._ask("POST", "/lab", {
             "title": TITLE, "seats": self._count, "for": "1h", "tools": TOOLS, "checkpoints": rows,
+            # all by name but the last: a name that is typed is taken but once, and a rehearsal is repeated
+            "roster": [f"Guest {number}" for number in range(1, self._count)],
             "url": self._url.removesuffix("/mcp"),
         })  # fmt: skip
         board = asyncio.create_task(self._board())
         pages: list[asyncio.Task[list[str]]] = []
         try:
             told = self._ask("GET", "/lab/codes")
-            self.seats = [Seat(card["seat"], card["code"]) for card in told["cards"]]
+            self.seats = [Seat(card["seat"], card["code"], card["name"] or _fresh()) for card in told["cards"]]
             await self._arrive()
             pages = [asyncio.create_task(self._page(seat)) for seat in self.seats]
             await self._learn()
@@ -273,9 +273,8 @@ class Rehearsal:
         await self._fault("a tool that is not of the lab", at[3], "tool not allowed",
                           self._post(at[3], _call("save_note", title="x", text="y")))  # fmt: skip
         good = at[4].token
-        who = f"Guest {at[4].number}"
         at[4].token = tokens.mint(
-            tokens.read_secret(ROOT / self._config.secret_file), subject=who, scope="tool:add", ttl=1
+            tokens.read_secret(ROOT / self._config.secret_file), subject=at[4].name, scope="tool:add", ttl=1
         ).token
         await asyncio.sleep(2.1)  # tokens count whole seconds
         expired = await self._post(at[4], one)
@@ -303,13 +302,14 @@ class Rehearsal:
 
     async def _instruct(self, code: str) -> None:
         last = self.seats[-1]
-        self._ask("POST", "/lab/lock", {"locked": True})
-        stranger = await self._join(Seat(0, code), "Late Larry", code)
-        self._ask("POST", "/lab/lock", {"locked": False})
-        self.report.note("a locked lab lets nobody new in", stranger.status_code == 400)
-        old = last.token
+        old = Seat(0, "", token=last.token)
         last.code = self._ask("POST", f"/lab/seats/{last.number}/reset", {})["code"]
-        refused = await self._post(Seat(0, "", old), _call("add", a=1, b=1))
+        last.name = _fresh()
+        refused = await self._post(old, _call("add", a=1, b=1))
+        self._ask("POST", "/lab/lock", {"locked": True})
+        stranger = await self._join(Seat(0, code, _fresh()))
+        self._ask("POST", "/lab/lock", {"locked": False})
+        self.report.note("a locked lab lets nobody new in", "The lab is locked" in stranger.text)
         again = await self._join(last)
         works = await self._post(last, _call("add", a=1, b=1))
         self.report.note("a seat is reset, and taken again", (refused, again.status_code, works) == (401, 200, 200))
@@ -351,6 +351,10 @@ class Rehearsal:
             gone = True
         self.report.note("the lab is forgotten", gone)
         return summary
+
+
+def _fresh() -> str:
+    return f"Guest {secrets.token_hex(3)}"
 
 
 async def _quiet(*_: object) -> None:

@@ -24,6 +24,7 @@ USES = 10_000  # of a code: how often one person comes back is nobody's business
 NONE_FREE = "Every seat is taken. Ask whoever runs the lab."
 LOCKED = "The lab is locked: nobody new gets in. Ask whoever runs it."
 TAKEN = "Somebody else has this seat. Ask whoever runs the lab for another code."
+CARD = "This name has a card of its own. Type the code that is on it."
 OVER = "The lab is over."
 
 
@@ -33,6 +34,7 @@ class Seat:
 
     Attributes:
         subject: whose tokens are of this seat; "" while it is free and nobody was named for it.
+        named: by the instructor, whose word it is who sits there: a name that somebody types is taken but once.
         browser: digest of the browser that took it by the code for all.
         joined_at: seconds since the epoch, 0 for never.
         turn: how often it was reset; each turn has a code of its own.
@@ -40,10 +42,15 @@ class Seat:
 
     number: int
     subject: str = ""
+    named: bool = False
     browser: str = ""
     joined_at: float = 0.0
     revoked: bool = False
     turn: int = 0
+
+    def place(self, lab: str) -> str:
+        """Return by what it holds its name."""
+        return f"{lab} {self.number} {'' if self.named else self.turn}"
 
     def key(self, lab: str) -> str:
         """Return what its code is made from."""
@@ -147,11 +154,11 @@ class Labs:
             lab = Lab(fresh()[:12], title.strip(), scope, now, now + life, list(checkpoints), url=url, lan=lan)
             lab.seats = [Seat(number) for number in range(1, max(seats, len(tidied)) + 1)]
             for seat, name in zip(lab.seats, tidied, strict=False):
-                if not await self._names.take(name, life, browser=f"{lab.id} {seat.number}", invite=""):
+                if not await self._names.take(name, life, browser=seat.place(lab.id), invite="", again=True):
                     for taken in lab.seats[: seat.number - 1]:
                         await self._names.release(taken.subject)
                     raise Problem(f"{name!r} is in use: somebody has a token by that name.", "Add a letter to it", 2)
-                seat.subject = name
+                seat.subject, seat.named = name, True
             # the lab is written before its codes: one that a kill leaves without them is mended by `end`
             await self._save(lab)
             await self._write_invites(lab, lab.seats, everybody=True)
@@ -215,17 +222,20 @@ class Labs:
             if seat is None:
                 raise Problem(f"There is no seat {number}.", "./scripts/lab list shows them", 2)
             who, gone = seat.subject, self._ids(lab, [seat])
-            await self._put_out(who)
-            seat.subject, seat.browser, seat.joined_at, seat.revoked = "", "", 0.0, not free
+            await self._put_out(who, gone=not (free and seat.named))
+            if not (free and seat.named):
+                seat.subject, seat.named = "", False
+            seat.browser, seat.joined_at, seat.revoked = "", 0.0, not free
             seat.turn += 1
             await self._save(lab)
             await self._invites.forget(gone)
             await self._write_invites(lab, [seat])
         return lab, seat, who
 
-    async def _put_out(self, subject: str) -> None:
+    async def _put_out(self, subject: str, *, gone: bool = True) -> None:
         if subject:
             await self._ledger.revoke_before_now(subject)
+        if subject and gone:
             await self._names.release(subject)
 
     async def end(self) -> Lab:
@@ -260,7 +270,7 @@ class Labs:
             if lab.locked and not seat.joined_at:
                 raise NotAdmitted(LOCKED, reason="the lab is locked")
             if not seat.subject:
-                if not await self._names.take(name, left, browser=f"{lab.id} {seat.number}", invite=""):
+                if not await self._names.take(name, left, browser=seat.place(lab.id), invite=""):
                     raise NotAdmitted(names.TAKEN)
                 seat.subject = name
             if not seat.joined_at:
@@ -270,7 +280,7 @@ class Labs:
         return seat.subject, left
 
     def _choose(self, lab: Lab, invite: Invite, name: str, browser: str) -> Seat:
-        """Return the seat: the code's own, the one of the same person, the one kept for the name, or a free one."""
+        """Return the seat: the code's own, the one of the same person, or a free one."""
         if invite.seat:
             seat = lab.seats[invite.seat - 1]
             if seat.revoked or (seat.browser and seat.browser != browser):
@@ -278,7 +288,9 @@ class Labs:
                 raise NotAdmitted(TAKEN, reason=f"seat {seat.number} was taken by the code for all")
             return seat
         own = [seat for seat in lab.seats if seat.subject and names.same(seat.subject, name)]
-        if own and (own[0].browser == browser or not own[0].joined_at):
+        if own and own[0].named:
+            raise NotAdmitted(CARD, reason="a seat with a name was asked for by the code for all")
+        if own and own[0].browser == browser:
             return own[0]
         if own:
             raise NotAdmitted(names.TAKEN)

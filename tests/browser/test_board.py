@@ -324,7 +324,9 @@ def joined(answers: list[Any]) -> list[Route]:
     """The page after joining, and its stream: each request gets the next answer; the last one stays open."""
     script = (pages.WEB / "joined.js").read_text(encoding="utf-8")
     values = dict.fromkeys(("title", "name", "url", "token", "scope", "life", "clients"), "x")
-    text = pages.template("joined.html").substitute(values, style=pages.STYLE, script=script, watch="w")
+    text = pages.template("joined.html").substitute(
+        values, certificate="", style=pages.STYLE, script=script, watch="w"
+    )
 
     async def show(request: Request) -> Response:
         if "watch" not in request.query_params:

@@ -86,6 +86,8 @@ HOST = r"(\*\.)?[a-z0-9.-]+|\[[0-9a-f:]+\]"
 
 
 @given(st.fixed_dictionaries({}, optional=VALUES))
+@example({"SLIPWAY_STATE": "\ud800"})
+@example({"SLIPWAY_STATE": "\udc80"})
 def test_any_environment_is_settings_of_the_right_shape_or_a_problem_without_its_secrets(
     given: dict[str, str],
 ) -> None:
