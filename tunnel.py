@@ -9,10 +9,8 @@ import argparse
 import contextlib
 import os
 import shlex
-import shutil
 import signal
 import sys
-import textwrap
 import time
 from pathlib import Path
 from types import FrameType
@@ -86,16 +84,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def say(text: str) -> None:
-    """Tell the story on stderr; in a terminal long lines are wrapped between words, below what they say."""
-    if sys.stderr.isatty():
-        wide = shutil.get_terminal_size().columns
-        text = "\n".join(line if len(line) <= wide else _wrapped(line, wide) for line in text.split("\n"))
-    print(text, file=sys.stderr, flush=True)
-
-
-def _wrapped(line: str, wide: int) -> str:
-    below = " " * len("token       ")
-    return textwrap.fill(line, wide, subsequent_indent=below, break_long_words=False, break_on_hyphens=False)
+    """Tell the story on stderr."""
+    print(commandline.fitted(text, sys.stderr), file=sys.stderr, flush=True)
 
 
 def main(argv: list[str]) -> None:

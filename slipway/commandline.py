@@ -1,9 +1,15 @@
-"""How our command lines are laid out: a description, options, examples as they are typed, and verbs of a verb."""
+"""How our command lines are laid out: help with examples as they are typed, verbs of a verb, facts below each other."""
 
 from __future__ import annotations
 
 import argparse
+import re
+import shutil
+import textwrap
 from collections.abc import Callable
+from typing import TextIO
+
+_FACT = re.compile(r"[a-z][\w ]{10} \S", re.I)  # "token       demo, …": a label, and what it says from column 12 on
 
 
 def parser(name: str, about: str, examples: str) -> argparse.ArgumentParser:
@@ -24,3 +30,17 @@ def verbs(of: argparse.ArgumentParser) -> Callable[[str, str], argparse.Argument
         return added
 
     return verb
+
+
+def fitted(text: str, stream: TextIO) -> str:
+    """Return the text with long facts wrapped between words where a terminal reads it; a pipe gets a line a fact."""
+    if not stream.isatty():
+        return text
+    wide = shutil.get_terminal_size().columns
+    return "\n".join(
+        _wrapped(line, wide) if len(line) > wide and _FACT.match(line) else line for line in text.split("\n")
+    )
+
+
+def _wrapped(line: str, wide: int) -> str:
+    return textwrap.fill(line, wide, subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False)

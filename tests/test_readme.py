@@ -77,22 +77,24 @@ def test_security_is_told_in_ten_lines() -> None:
     assert len(re.findall(r"^- ", section, re.M)) == 10
 
 
-def test_long_lines_of_the_story_are_wrapped_between_words(
+def test_long_facts_are_wrapped_between_words_in_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import tunnel
 
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    tunnel.say(f"{'console':<12}{'word ' * 30}\n  1. short\n\nlast")
+    command = "  openssl " + "x " * 50
+    tunnel.say(f"{'console':<12}{'word ' * 30}\n\n{command}")
     told = capsys.readouterr().err.splitlines()
-    assert max(map(len, told)) <= 80 and told[1].startswith(" " * 12 + "word") and told[-2:] == ["", "last"]
+    assert max(map(len, told[:-1])) <= 80 and told[1].startswith(" " * 12 + "word")
+    assert told[-2:] == ["", command], "what is to be copied stays whole"
 
 
-def test_the_story_in_a_pipe_is_one_line_a_fact(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_gets_one_line_a_fact(capsys: pytest.CaptureFixture[str]) -> None:
     import tunnel
 
-    tunnel.say("word " * 30)
+    tunnel.say(f"{'console':<12}{'word ' * 30}")
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 

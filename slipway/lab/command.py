@@ -272,7 +272,7 @@ def main(argv: list[str]) -> int:
     if chosen.verb == "watch":
         return _watch(server)
     answer, text = _do(server, chosen, config)
-    sys.stdout.write((json.dumps(answer) if chosen.json else text) + "\n")
+    sys.stdout.write((json.dumps(answer) if chosen.json else commandline.fitted(text, sys.stdout)) + "\n")
     if chosen.verb == "new" and not chosen.json:
         _show_qr(answer)
     return 0
