@@ -1,4 +1,4 @@
-"""How our command lines are laid out: help with examples as they are typed, verbs of a verb, facts below each other."""
+"""How our command lines are laid out: help with examples, verbs of a verb, facts below each other."""
 
 from __future__ import annotations
 

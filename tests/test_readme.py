@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from slipway import settings
 from slipway.doctor import examine  # noqa: F401 it fills CHECKS, in order
 from slipway.doctor.checks import CHECKS
 from slipway.settings import Settings
@@ -112,3 +113,9 @@ def test_the_commands_for_contributors_name_files_and_tests_that_are_there() -> 
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.S))
     assert not [path for path in re.findall(r"\btests/[\w/.]+", blocks) if not (ROOT / path).exists()]
     assert "FUZZ_EXAMPLES" in (ROOT / "tests" / "fuzz" / "conftest.py").read_text("utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_setting_that_a_page_names_is_one(page: Path) -> None:
+    named = set(re.findall(r"`(SLIPWAY_[A-Z_]+|[A-Z]+_PORT)\b", page.read_text("utf-8")))
+    assert not named - {*settings.names(), *settings._COMPOSE_ONLY}

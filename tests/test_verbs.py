@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
+import shlex
 import shutil
 import subprocess
 import sys
@@ -126,3 +128,27 @@ def test_the_completion_knows_every_verb() -> None:
     ran = subprocess.run(["bash", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     known = set(ran.stdout.split())
     assert known == {f"{prefix}scripts/{verb}" for verb in VERBS for prefix in ("", "./", f"{ROOT}/./")}
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the words of every line of a page's shell blocks that begins with a verb of ours."""
+    blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+    lines = [line.partition("  #")[0] for block in blocks for line in block.splitlines()]
+    return [shlex.split(line.partition(" > ")[0]) for line in lines if re.match(r"(\./)?scripts/", line)]
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_and_verb_that_a_page_types_is_one(page: Path) -> None:
+    typed_ = commands(page)
+    assert typed_ or page.parent.name == "docs"
+    for command, *words in typed_:
+        verb = Path(command).name
+        nested = words[:1] if verb in ("lab", "tokens", "invite") else []
+        told = helped(verb, *nested)
+        assert not nested or f"scripts/{verb} {nested[0]}" in told
+        options = [word for word in words if word.startswith("-")]
+        # pytest's are its own
+        assert verb == "test" or not [option for option in options if option not in told], f"{verb} {words}"
