@@ -22,19 +22,19 @@ venv.enter("pyngrok")
 import pyperclip
 import segno
 
-from slipway import edge, handout, knocks, opening, operator, settings, stack, tokens
+from slipway import commandline, edge, handout, knocks, opening, operator, settings, stack, tokens
 from slipway.clients import CLIENTS, UnknownClient
 from slipway.doctor import checkup
 from slipway.errors import Problem
 
 ROOT = Path(__file__).resolve().parent
 EXAMPLES = """examples:
-  ./scripts/up                                  everything, then this
-  ./scripts/up my_server.py                     the same with your own server
-  ./scripts/up "npx -y some-server"             or with a command, a URL, an mcp.json
-  python tunnel.py --client cursor > mcp.json   one configuration alone on stdout
-  python tunnel.py --tools add --ttl 30m        a token for one tool, half an hour
-  python tunnel.py --json | jq -r .url          for scripts
+  ./scripts/up                        everything, then this
+  ./scripts/up my_server.py           the same with your own server
+  ./scripts/up "npx -y some-server"   or with a command, a URL, an mcp.json
+  python tunnel.py --client cursor > mcp.json
+  python tunnel.py --tools add --ttl 30m
+  python tunnel.py --json | jq -r .url
 """
 
 INVITED = 10  # people that one run's code lets in; scripts/invite makes others
@@ -48,14 +48,11 @@ To go public:
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parse the command line. Raises: SystemExit 2 with usage; Problem for a value that is no value."""
-    parser = argparse.ArgumentParser(
-        "tunnel.py", description=(__doc__ or "").split("\n")[0], epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    about = "Opens the public URL, prints what clients need, shows who knocks."
+    parser = commandline.parser("tunnel.py", about, EXAMPLES)
     add = parser.add_argument
-    add(
-        "target", nargs="?", default="", help="with ./scripts/up: file.py[:object], command, URL or mcp.json to serve"
-    )
+    add("target", nargs="?", default="", metavar="TARGET",
+        help="with ./scripts/up: file.py[:object], command, URL or mcp.json to serve")  # fmt: skip
     add("--client", nargs="+", action="extend", default=[], metavar="NAME", help="print for these clients, or: all")
     add("--name", default="slipway", help="name of the server in the configurations (slipway)")
     add("--subject", default="demo", metavar="NAME", help="whom the token is for; whoami and the log say it (demo)")
@@ -88,7 +85,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 def say(text: str) -> None:
     """Tell the story on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(commandline.fitted(text, sys.stderr), file=sys.stderr, flush=True)
 
 
 def main(argv: list[str]) -> None:

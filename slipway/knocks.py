@@ -23,7 +23,6 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-NEWEST_ERA = "2026-07-28"
 MAX_LOG_BYTES = 5_000_000
 KEPT = 3  # rotated files
 MAX_WAITING = 10_000  # lines that are not written yet

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
-from slipway import settings, tokens
+from slipway import commandline, settings, tokens
 from slipway.errors import command
 
 ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = """examples:
+  scripts/mint --subject ana --tools add,countdown --ttl 1h
+  scripts/mint --subject bot --limit calls_per_minute=2000
+  scripts/mint --explain TOKEN     what it is, and why it would be refused
+  pbpaste | scripts/mint --explain -
+"""
 
 
 def main(argv: list[str]) -> int:
     """Print a token, or what a given one is. Returns: 0, or 1 for a token that would be refused."""
-    parser = argparse.ArgumentParser(
-        "scripts/mint", description="Prints a token and nothing else.", allow_abbrev=False
-    )
+    parser = commandline.parser("scripts/mint", "Prints a token and nothing else.", EXAMPLES)
     parser.add_argument("--subject", default="demo", help="whom it is for; whoami and the log say it (demo)")
     parser.add_argument("--tools", default="*", metavar="a,b", help="tools that it may call (*)")
     parser.add_argument("--ttl", default="1h", help="how long it lives: 30m, 1h30m, 2d (1h)")

@@ -13,23 +13,23 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Any
 
-from slipway import settings, tokens
+from slipway import commandline, settings, tokens
 from slipway.errors import Problem, command
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_SERVER = 3  # the exit code where none answers
 TOKENS = """examples:
-  scripts/tokens list                         every token that was given out or used, and its state
+  scripts/tokens list                     every token, and its state
   scripts/tokens mint --subject ana --tools add --ttl 2h
-  scripts/tokens revoke 3f2a9c…               by id, or by the token itself; the next request is refused
-  scripts/tokens revoke --subject ana         all of one person, or --all of everybody
-  scripts/tokens extend 3f2a9c… --ttl 1h      the token that is out there goes on, nothing is pasted again
+  scripts/tokens revoke 3f2a9c…           by id, or by the token itself
+  scripts/tokens revoke --subject ana     all of one person; --all of everybody
+  scripts/tokens extend 3f2a9c… --ttl 1h  nothing is pasted again
 """
 INVITES = """examples:
-  scripts/invite new --uses 30 --ttl 3h       a code for a class
-  scripts/invite new --tools add,countdown    and what its holders may call
-  scripts/invite list                         the codes themselves are not kept: write them down
-  scripts/invite revoke ACDE-3479             by the code, or the beginning of its id
+  scripts/invite new --uses 30 --ttl 3h   a code for a class
+  scripts/invite new --tools add,whoami   and what its holders may call
+  scripts/invite list                     the codes themselves are not kept
+  scripts/invite revoke ACDE-3479         by the code, or the start of its id
 """
 
 
@@ -111,18 +111,9 @@ class Server:
 
 def _parser(name: str) -> argparse.ArgumentParser:
     is_tokens = name == "tokens"
-    parser = argparse.ArgumentParser(
-        f"scripts/{name}", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Tokens of the running server." if is_tokens else "Invite codes of the running server.",
-        epilog=TOKENS if is_tokens else INVITES,
-    )  # fmt: skip
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    def verb(name: str, help: str) -> argparse.ArgumentParser:
-        found = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
-        found.add_argument("--json", action="store_true", help="print what the server says, as JSON")
-        return found
-
+    about = "Tokens of the running server." if is_tokens else "Invite codes of the running server."
+    parser = commandline.parser(f"scripts/{name}", about, TOKENS if is_tokens else INVITES)
+    verb = commandline.verbs(parser)
     verb("list", "list them")
     if is_tokens:
         mint = verb("mint", "make a token and print it alone")

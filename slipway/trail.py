@@ -11,17 +11,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from slipway import knocks, settings, tokens
+from slipway import commandline, knocks, settings, tokens
 from slipway.errors import Problem, command
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK = 0.2  # seconds between two looks at a log that is followed
 EXAMPLES = """examples:
-  scripts/audit                               the last 50 requests and refusals, of server and edge
+  scripts/audit                               the last 50 requests and refusals
   scripts/audit --subject ana --tool add      what she called
   scripts/audit --outcome refused --since 1h  who was refused, and why
   scripts/audit --count tool,outcome          how often; any of the fields
-  scripts/audit --follow                      what comes from now on; Ctrl-C ends it
+  scripts/audit --follow                      what comes, until Ctrl-C
   scripts/audit --json --all | jq .ms         every line as it is written
 
 outcomes: ok, error, cancelled, timeout, limited, forbidden, refused, left
@@ -30,10 +30,8 @@ FIELDS = ("subject", "tool", "client", "era", "outcome", "limit", "code", "jti",
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "scripts/audit", description="Who called what, with which outcome; who was refused, and why.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    about = "Who called what, with which outcome; who was refused, and why."
+    parser = commandline.parser("scripts/audit", about, EXAMPLES)
     for name in ("subject", "tool", "client", "outcome", "limit", "jti"):
         parser.add_argument(f"--{name}", default="", help=f"only this {name}")
     parser.add_argument("--request", default="", metavar="ID", help="only the request with this X-Request-Id")

@@ -55,7 +55,7 @@ def main(argv: list[str], command: list[str] | None = None, seconds: float = SEC
     argparse.ArgumentParser(
         "scripts/audit-deps", allow_abbrev=False,
         description="Asks osv.dev for known weaknesses of every package in the lock files. "
-        "Exit code 1: there are some, 3: it could not be asked.",
+        "Exit code 1: there are some, 3: it could not be asked.", epilog="example: scripts/audit-deps",
     ).parse_args(argv)  # fmt: skip
     told = audited(
         command or [

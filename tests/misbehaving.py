@@ -30,7 +30,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from slipway import settings, tokens
+from slipway import commandline, settings, tokens
 from slipway.errors import Problem
 
 PORT = 8090
@@ -314,10 +314,8 @@ def main() -> None:
     """Put one disease in front of the local edge until Ctrl-C."""
     width = max(map(len, DISEASES))
     listed = "\n".join(f"  {name:<{width}}  {disease.what}" for name, disease in DISEASES.items())
-    parser = argparse.ArgumentParser(
-        "scripts/break", description="Puts a misbehaving proxy in front of the local edge, until Ctrl-C.",
-        epilog=f"names:\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    about = "Puts a misbehaving proxy in front of the local edge, until Ctrl-C."
+    parser = commandline.parser("scripts/break", about, f"example: scripts/break buffer-sse\n\nnames:\n{listed}")
     parser.add_argument("name", choices=list(DISEASES), metavar="NAME", help="what goes wrong")
     parser.add_argument("--port", type=int, default=PORT, help=f"where it listens on 127.0.0.1 ({PORT})")
     # for tests: files of a certificate and its key

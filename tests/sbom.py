@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
 from packageurl import PackageURL
 
+from slipway import commandline
 from slipway.errors import Problem, command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,10 +129,11 @@ def _ordered(value: Any) -> Any:
 
 def main(argv: list[str]) -> int:
     """Print the document. Returns: the exit code."""
-    parser = argparse.ArgumentParser(
-        "scripts/sbom", description="Prints what is in the image, as CycloneDX JSON.", allow_abbrev=False
+    about = "Prints what is in the image, as CycloneDX JSON."
+    parser = commandline.parser("scripts/sbom", about, "example: scripts/sbom > sbom.json")
+    parser.add_argument(
+        "image", nargs="?", default="", metavar="IMAGE", help="an image that is here; without it, ours is built"
     )
-    parser.add_argument("image", nargs="?", default="", help="an image that is here; without it, ours is built")
     sys.stdout.write(render(inventory(parser.parse_args(argv).image)))
     return 0
 

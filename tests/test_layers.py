@@ -17,6 +17,7 @@ ROOMS = {
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "commandline": set(),
     "venv": set(),
     "settings": {"errors"},
     "tokens": {"errors"},
@@ -77,6 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "store",
     },
     "lab.command": {
+        "commandline",
         "edge",
         "errors",
         "lab.cards",
@@ -89,7 +91,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "settings",
         "tokens",
     },
-    "lab.rehearse": {"edge", "errors", "lab.checkpoints", "operator", "settings", "stack", "tokens"},
+    "lab.rehearse": {"commandline", "edge", "errors", "lab.checkpoints", "operator", "settings", "stack", "tokens"},
     "lab.routes": {"errors", "identity.admin", "lab.checkpoints", "lab.feed", "lab.seats", "tokens"},
     "identity.consent": {
         "identity.admission",
@@ -111,7 +113,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "lan.trust",
         "tokens",
     },
-    "operator": {"errors", "settings", "tokens"},
+    "operator": {"commandline", "errors", "settings", "tokens"},
     "identity.verifier": {"knocks", "identity.ledger", "store", "tokens"},
     "lab.cards": {"errors", "knocks"},
     "lab.drawing": {"knocks"},
@@ -199,7 +201,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "doctor.report": {"clients", "doctor.checks", "doctor.examine", "errors"},
     "doctor.checkup": {"doctor.examine", "doctor.report", "settings", "tokens"},
-    "doctor.__main__": {"doctor.examine", "doctor.report", "errors", "settings", "tokens"},
+    "doctor.__main__": {"commandline", "doctor.examine", "doctor.report", "errors", "settings", "tokens"},
     "handout": {"clients", "tokens"},
     "tunnels": {"ngrok_errors", "processes"},
     "opening": {"edge", "errors", "processes", "settings", "tunnels"},
@@ -216,8 +218,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tokens",
         "tunnels",
     },
-    "mint": {"errors", "settings", "tokens"},
-    "trail": {"errors", "knocks", "settings", "tokens"},
+    "mint": {"commandline", "errors", "settings", "tokens"},
+    "trail": {"commandline", "errors", "knocks", "settings", "tokens"},
 }
 SERVER_SIDE = {
     "lab.rehearse",

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from slipway import settings, tokens
+from slipway import commandline, settings, tokens
 from slipway.doctor import examine, report
 from slipway.errors import Problem, command
 from slipway.settings import Settings
@@ -17,20 +17,18 @@ from slipway.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent.parent
 MAX_SOAK = 3600  # seconds
 EXAMPLES = """examples:
-  ./scripts/doctor                              our own stack: server, edge, TLS, public URL
-  ./scripts/doctor https://host.example/mcp     any MCP server
-  ./scripts/doctor --origin https://app.example for the pages of this origin
-  ./scripts/doctor --soak 150                   is an idle stream cut?
+  ./scripts/doctor                               our own stack, hop by hop
+  ./scripts/doctor https://host.example/mcp      any MCP server
+  ./scripts/doctor --origin https://app.example  for the pages of this origin
+  ./scripts/doctor --soak 150                    is an idle stream cut?
   ./scripts/doctor --json | jq .first_trouble
-exit code: 0 no failure, 1 a failure, 2 a mistake in the command or the settings
+exit code: 0 no failure, 1 a failure, 2 a mistake in command or settings
 """
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "./scripts/doctor", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        description="Asks every hop the same questions: at which one does it go wrong, why, and what is the cure?",
-    )  # fmt: skip
+    about = "Asks every hop the same questions: where does it go wrong, why, what helps?"
+    parser = commandline.parser("./scripts/doctor", about, EXAMPLES)
     add = parser.add_argument
     add("url", nargs="?", default="", metavar="URL", help="an MCP endpoint; without it: our own stack")
     add("--token", default="", help="the token to send; - reads it from stdin (default: a short one of our own)")

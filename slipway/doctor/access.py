@@ -7,14 +7,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from slipway.doctor.checks import check
-from slipway.doctor.hops import Finding, Hop, NotApplicable, failure, ok, warning
+from slipway.doctor.hops import Finding, Hop, NotApplicable, failure, is_local, ok, warning
 from slipway.doctor.transport import _named
 from slipway.doctor.wire import Answer, shown
 
 _SPEC = "RFC 6750 §3, RFC 9728 §5.1"
 
 
-@check("challenge", "401 says how to sign in")
+@check("challenge")
 async def challenge(hop: Hop) -> Finding:
     """Ask without a token: 401 with a challenge that names the resource metadata."""
     answer = await hop.stranger()
@@ -39,7 +39,7 @@ async def challenge(hop: Hop) -> Finding:
     return ok("401 Bearer with resource_metadata")
 
 
-@check("token", "the token is accepted")
+@check("token")
 async def token(hop: Hop) -> Finding:
     """Send the token, and find out why it is refused if it is."""
     answer = await hop.reached()
@@ -73,7 +73,7 @@ async def token(hop: Hop) -> Finding:
     return failure("401 invalid_token", "The server knows another secret, or the token is over or revoked.", cure)
 
 
-@check("oauth", "OAuth metadata agrees with the URL")
+@check("oauth")
 async def oauth(hop: Hop) -> Finding:
     """Read the protected resource's and the authorization server's metadata, and hold them against the URL."""
     await hop.reached()
@@ -96,7 +96,9 @@ async def oauth(hop: Hop) -> Finding:
     if issuer and urlsplit(issuer).netloc == urlsplit(hop.url).netloc:
         claimed |= await _authorization_server(hop, issuer)
     wrong = {key: value for key, value in claimed.items() if not _agrees(hop, value)}
-    if (issuer and not (issuer.startswith("https://") or _local(issuer))) or (_local(issuer) and not hop.loopback):
+    if (issuer and not (issuer.startswith("https://") or is_local(issuer))) or (
+        is_local(issuer) and not hop.loopback
+    ):
         wrong["authorization server"] = issuer
     if wrong:
         key, value = next(iter(wrong.items()))
@@ -114,10 +116,6 @@ async def _authorization_server(hop: Hop, issuer: str) -> dict[str, str]:
     found: dict[str, Any] = answer.json()
     names = ("issuer", "authorization_endpoint", "token_endpoint")
     return {name: str(found.get(name, "nothing")) for name in names} if answer.status == 200 else {}
-
-
-def _local(url: str) -> bool:
-    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _agrees(hop: Hop, url: str) -> bool:

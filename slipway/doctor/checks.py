@@ -16,18 +16,17 @@ class Check:
     """A question that is asked at each hop."""
 
     id: str
-    title: str
     run: Callable[[Hop], Awaitable[Finding]]
 
 
 CHECKS: dict[str, Check] = {}
 
 
-def check(name: str, title: str) -> Callable[[Callable[[Hop], Awaitable[Finding]]], None]:
+def check(name: str) -> Callable[[Callable[[Hop], Awaitable[Finding]]], None]:
     """Put a function into CHECKS."""
 
     def add(run: Callable[[Hop], Awaitable[Finding]]) -> None:
-        CHECKS[name] = Check(name, title, run)
+        CHECKS[name] = Check(name, run)
 
     return add
 

@@ -85,37 +85,37 @@ async def _preflight(hop: Hop, asked: str) -> Finding:
     return ok(f"{answer.status}, all {len(wanted)} headers allowed")
 
 
-@check("preflight-handshake", "preflight, handshake era")
+@check("preflight-handshake")
 async def preflight_handshake(hop: Hop) -> Finding:
     """Ask leave for what a handshake-era page sends."""
     return await _preflight(hop, ASKED["preflight-handshake"])
 
 
-@check("preflight-resume", "preflight with Last-Event-ID")
+@check("preflight-resume")
 async def preflight_resume(hop: Hop) -> Finding:
     """Ask leave for what a page sends to resume a stream."""
     return await _preflight(hop, ASKED["preflight-resume"])
 
 
-@check("preflight-newest", "preflight, newest era")
+@check("preflight-newest")
 async def preflight_newest(hop: Hop) -> Finding:
     """Ask leave for Mcp-Method and Mcp-Name."""
     return await _preflight(hop, ASKED["preflight-newest"])
 
 
-@check("preflight-param", "preflight with Mcp-Param-*")
+@check("preflight-param")
 async def preflight_param(hop: Hop) -> Finding:
     """Ask leave for a header that is named after a tool's argument."""
     return await _preflight(hop, ASKED["preflight-param"])
 
 
-@check("preflight-ngrok", "preflight with ngrok's header")
+@check("preflight-ngrok")
 async def preflight_ngrok(hop: Hop) -> Finding:
     """Ask leave for the header that skips ngrok's page."""
     return await _preflight(hop, ASKED["preflight-ngrok"])
 
 
-@check("preflight-delete", "preflight of a DELETE")
+@check("preflight-delete")
 async def preflight_delete(hop: Hop) -> Finding:
     """Ask leave to end a session."""
     _pages(hop)
@@ -136,7 +136,7 @@ async def preflight_delete(hop: Hop) -> Finding:
     return ok(f"{answer.status}")
 
 
-@check("allow-origin-once", "one Access-Control-Allow-Origin")
+@check("allow-origin-once")
 async def allow_origin_once(hop: Hop) -> Finding:
     """Look at the answer itself, not at the preflight's."""
     _pages(hop)
@@ -144,7 +144,7 @@ async def allow_origin_once(hop: Hop) -> Finding:
     return _readable(hop, answer, "POST") or ok(answer.header("access-control-allow-origin"))
 
 
-@check("session-readable", "a page reads Mcp-Session-Id")
+@check("session-readable")
 async def session_readable(hop: Hop) -> Finding:
     """See whether the session id is exposed."""
     _pages(hop)
@@ -162,7 +162,7 @@ async def session_readable(hop: Hop) -> Finding:
     return ok("exposed")
 
 
-@check("401-readable", "a page reads 401 and why")
+@check("401-readable")
 async def refusal_readable(hop: Hop) -> Finding:
     """See whether a page learns that it must sign in, and where."""
     _pages(hop)
@@ -179,7 +179,7 @@ async def refusal_readable(hop: Hop) -> Finding:
     return ok("readable")
 
 
-@check("404-readable", "a page reads 404")
+@check("404-readable")
 async def missing_readable(hop: Hop) -> Finding:
     """Ask for what does not exist."""
     _pages(hop)
@@ -190,7 +190,7 @@ async def missing_readable(hop: Hop) -> Finding:
     return _readable(hop, answer, "404") or ok("readable")
 
 
-@check("429-readable", "a page reads 429")
+@check("429-readable")
 async def limit_readable(hop: Hop) -> Finding:
     """Look at a refusal for too many calls, if this run met one; none is provoked."""
     _pages(hop)
@@ -206,7 +206,7 @@ async def limit_readable(hop: Hop) -> Finding:
     return warning(said, "There were too many calls in a short time.", "Wait, then run the doctor again")
 
 
-@check("foreign-refused", "other origins are refused")
+@check("foreign-refused")
 async def foreign_refused(hop: Hop) -> Finding:
     """Ask as a page that was never allowed."""
     _pages(hop)
@@ -228,7 +228,7 @@ async def foreign_refused(hop: Hop) -> Finding:
     return ok("refused" if answers[1].status == 403 else "no header for it")
 
 
-@check("well-known", "a page reads /.well-known/*")
+@check("well-known")
 async def well_known(hop: Hop) -> Finding:
     """Fetch the OAuth metadata as a web client does."""
     _pages(hop)
@@ -240,7 +240,7 @@ async def well_known(hop: Hop) -> Finding:
     return _readable(hop, answer, "metadata") or ok("readable")
 
 
-@check("origin", "a page's call is let in")
+@check("origin")
 async def origin(hop: Hop) -> Finding:
     """Send a real call with the Origin header, over HTTP/2 where there is TLS, as browsers do."""
     _pages(hop)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from slipway import edge, tokens
 from slipway.doctor import access, checks, cors, protocol, streams, transport, verdicts
-from slipway.doctor.hops import Finding, Hop
+from slipway.doctor.hops import Finding, Hop, is_local
 from slipway.errors import Problem
 from slipway.settings import Settings
 
@@ -121,7 +121,7 @@ def hops(config: Settings, root: Path, asked: Asked, secret: tokens.Secret | Non
     }  # fmt: skip
     logs = root / config.state / "log"
     if not ours:
-        return [Hop("url", asked.url, **shared, ca=ca if _local(asked.url) else None)]
+        return [Hop("url", asked.url, **shared, ca=ca if is_local(asked.url) else None)]
     if secret:
         shared["mark"] = tokens.own_mark(secret)
     shared |= {"ours": True, "logged": lambda request_id: _logged(logs, request_id)}
@@ -131,19 +131,15 @@ def hops(config: Settings, root: Path, asked: Asked, secret: tokens.Secret | Non
         before = made.get("server" if name == "edge" else "edge")
         made[name] = Hop(name, own[name], **shared, before=before, ca=ca if name == "tls" else None)
     if asked.url and not here:
-        made["url"] = Hop("url", asked.url, **shared, before=made["edge"], ca=ca if _local(asked.url) else None)
+        made["url"] = Hop("url", asked.url, **shared, before=made["edge"], ca=ca if is_local(asked.url) else None)
     return list(made.values())
-
-
-def _local(url: str) -> bool:
-    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _is_ours(config: Settings, root: Path, asked: Asked) -> bool:
     """Tell whether a request to the URL arrives in our own logs."""
 
     async def probe() -> bool:
-        hop = Hop("url", asked.url, ca=edge.ca_file(config, root) if _local(asked.url) else None)
+        hop = Hop("url", asked.url, ca=edge.ca_file(config, root) if is_local(asked.url) else None)
         try:
             # not the endpoint itself: what stands in front may redirect that
             answer = await hop.ask("GET", path="/slipway-doctor", token=False, seconds=5)

@@ -59,6 +59,12 @@ def failure(saw: str, cause: str, cure: str) -> Finding:
     return Finding("failure", saw, cause, cure)
 
 
+def is_local(url: str) -> bool:
+    """Tell whether a URL is of this machine."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "127.0.0.1", "::1") or host.endswith(".localhost")
+
+
 @dataclass
 class Hop:
     """An address and how to ask it.
@@ -101,7 +107,7 @@ class Hop:
         self.secure, self.host = parts.scheme == "https", parts.hostname or ""
         self.base = f"{parts.scheme}://{parts.netloc}"
         self.path = parts.path or "/"
-        self.loopback = self.host in ("localhost", "127.0.0.1", "::1") or self.host.endswith(".localhost")
+        self.loopback = is_local(self.url)
 
     @property
     def cors(self) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from slipway.doctor.checks import check
-from slipway.doctor.hops import HANDSHAKE, HELLO, NEWEST, Finding, Hop, NotApplicable, failure, ok, warning
+from slipway.doctor.hops import HELLO, Finding, Hop, NotApplicable, failure, ok, warning
 from slipway.doctor.wire import shown
 
 
-@check("handshake", f"handshake era ({HANDSHAKE})")
+@check("handshake")
 async def handshake(hop: Hop) -> Finding:
     """Initialize, say so, list the tools."""
     answer = await hop.reached()
@@ -32,7 +32,7 @@ def _tools(count: int) -> str:
     return f"{count} tool{'' if count == 1 else 's'}"
 
 
-@check("newest", f"newest era ({NEWEST})")
+@check("newest")
 async def newest(hop: Hop) -> Finding:
     """Discover and list the tools, without a session."""
     await hop.admitted()
@@ -53,7 +53,7 @@ async def newest(hop: Hop) -> Finding:
     raise NotApplicable("the server speaks the handshake era only")
 
 
-@check("session", "a session holds")
+@check("session")
 async def session(hop: Hop) -> Finding:
     """Use the session of the handshake, then end another."""
     found = await hop.session()

@@ -51,7 +51,7 @@ def _progress(answer: Answer) -> list[Event]:
     return [event for event in answer.events if '"notifications/progress"' in event.data]
 
 
-@check("post-stream", "events of a call, one by one")
+@check("post-stream")
 async def post_stream(hop: Hop) -> Finding:
     """Call a tool that reports progress, in both eras, as programs and as browsers do, and look when events come."""
     await hop.admitted()
@@ -97,7 +97,7 @@ async def _idle(hop: Hop, seconds: float, *, first: bool) -> Answer:
             await hop.ask("DELETE", headers={"mcp-session-id": session}, seconds=3)
 
 
-@check("get-stream", "the GET stream opens at once")
+@check("get-stream")
 async def get_stream(hop: Hop) -> Finding:
     """Open the stream on which a server speaks first, and wait for its head and its first byte."""
     if not await hop.session():
@@ -127,7 +127,7 @@ async def get_stream(hop: Hop) -> Finding:
     return ok(f"{saw}nothing sent in {IDLE:.0f} s")
 
 
-@check("listen", "the newest era's stream opens at once")
+@check("listen")
 async def listen(hop: Hop) -> Finding:
     """Subscribe to list changes in the newest era; the acknowledgement is the first event."""
     await hop.admitted()
@@ -144,7 +144,7 @@ async def listen(hop: Hop) -> Finding:
     raise NotApplicable("the server offers none")
 
 
-@check("compression", "streams are not compressed")
+@check("compression")
 async def compression(hop: Hop) -> Finding:
     """Offer gzip, as browsers do, and see whether a stream comes compressed."""
     await hop.admitted()
@@ -164,7 +164,7 @@ async def compression(hop: Hop) -> Finding:
     )
 
 
-@check("resume", "a cut stream is resumed")
+@check("resume")
 async def resume(hop: Hop) -> Finding:
     """Leave in the middle of a call, and ask for the rest with Last-Event-ID."""
     if not await hop.session():
@@ -197,7 +197,7 @@ async def resume(hop: Hop) -> Finding:
     )
 
 
-@check("idle", "an idle stream stays open")
+@check("idle")
 async def idle(hop: Hop) -> Finding:
     """Hold an idle stream for --soak seconds."""
     if not hop.soak:

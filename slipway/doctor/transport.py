@@ -33,7 +33,7 @@ NODE = """const s=require("tls").connect({host:process.argv[1],port:+process.arg
 setTimeout(()=>process.exit(2),5000).unref()"""
 
 
-@check("name", "the name resolves")
+@check("name")
 async def name(hop: Hop) -> Finding:
     """Look the name up."""
     if hop.loopback or hop.host.replace(".", "").isdigit() or ":" in hop.host:
@@ -49,7 +49,7 @@ async def name(hop: Hop) -> Finding:
     return ok(", ".join(sorted({str(each[4][0]) for each in found})[:3]))
 
 
-@check("reach", "something answers")
+@check("reach")
 async def reach(hop: Hop) -> Finding:
     """Ask once, and name what stands between."""
     answer = await hop.hello()
@@ -74,7 +74,7 @@ async def reach(hop: Hop) -> Finding:
     return ok(f"{answer.http} {answer.status} in {answer.to_head * 1000:.0f} ms")
 
 
-@check("tls", "certificate")
+@check("tls")
 async def tls(hop: Hop) -> Finding:
     """Look at the certificate: who vouches for it, for which name, until when."""
     if not hop.secure:
@@ -112,7 +112,7 @@ def _untrusted(hop: Hop, what: str) -> tuple[str, str]:
     return "The certificate comes from an authority that is not trusted here.", cure
 
 
-@check("trust", "Python and Node trust it")
+@check("trust")
 async def trust(hop: Hop) -> Finding:
     """Connect as clients do: Python with SSL_CERT_FILE, Node with NODE_EXTRA_CA_CERTS."""
     if not hop.secure:
@@ -146,7 +146,7 @@ def _tilde(path: Path | None) -> str:
     return f"…/{path.name}" if path else ""
 
 
-@check("redirect", "no redirect")
+@check("redirect")
 async def redirect(hop: Hop) -> Finding:
     """See whether the endpoint sends clients elsewhere: most lose the token or the body on the way."""
     answer = await hop.hello()
@@ -162,7 +162,7 @@ async def redirect(hop: Hop) -> Finding:
     return failure(f"{answer.status} → {shown(target)}", cause, cure)
 
 
-@check("slash", "/mcp and /mcp/ alike")
+@check("slash")
 async def slash(hop: Hop) -> Finding:
     """Ask at the other spelling of the path."""
     await hop.reached()
@@ -181,7 +181,7 @@ async def slash(hop: Hop) -> Finding:
     return warning(f"{first.status} and {second.status or 'none'}", cause, "Serve both spellings, without a redirect")
 
 
-@check("interstitial", "no page in front for browsers")
+@check("interstitial")
 async def interstitial(hop: Hop) -> Finding:
     """Send a GET as a browser's fetch() does, without the header that skips ngrok's page."""
     await hop.reached()
@@ -200,7 +200,7 @@ async def interstitial(hop: Hop) -> Finding:
     return ok("none")
 
 
-@check("host", "the Host arrives")
+@check("host")
 async def host(hop: Hop) -> Finding:
     """See whether a guard refuses the Host, and which one the server takes itself to be called by."""
     answer = await hop.hello()
@@ -231,7 +231,7 @@ def _named(answer: Answer) -> str:
     return rest.partition('"')[0]
 
 
-@check("headers", "headers pass unchanged")
+@check("headers")
 async def headers(hop: Hop) -> Finding:
     """Compare the headers of two answers with those of the hop before, and look for doubled ones."""
     answers = [await hop.reached(), await hop.stranger()]
@@ -265,7 +265,7 @@ async def headers(hop: Hop) -> Finding:
     return ok(f"added: {shown(', '.join(added), 60)}" if added else "unchanged")
 
 
-@check("body-limit", "bodies of 100 KB pass")
+@check("body-limit")
 async def body_limit(hop: Hop) -> Finding:
     """Send a ping of 100 KB, which must pass, and one of 1.5 MB, which may be refused."""
     where = await hop.in_session()
@@ -289,7 +289,7 @@ async def _padded(hop: Hop, size: int, headers: dict[str, str]) -> Answer:
     return await hop.ask("POST", content=body, headers=sent)
 
 
-@check("arrived", "requests arrive in our log")
+@check("arrived")
 async def arrived(hop: Hop) -> Finding:
     """Look for a request of ours in the logs of our own edge and server."""
     if not hop.ours:
@@ -304,7 +304,7 @@ async def arrived(hop: Hop) -> Finding:
     )  # fmt: skip
 
 
-@check("quota", "ngrok's quota")
+@check("quota")
 async def quota(hop: Hop) -> Finding:
     """Say what is known of the account's quota: ngrok tells it only once it is used up."""
     if ".ngrok" not in hop.host:

@@ -15,8 +15,6 @@ from typing import Any
 from slipway.identity.ledger import Ledger
 from slipway.store import Store
 
-CLIENT_LIFE = 90 * 86400  # seconds since somebody last signed in with it
-UNUSED_CLIENT_LIFE = 86400  # seconds
 TRANSACTION_LIFE = 600  # seconds that a person may take to sign in
 CODE_LIFE = 60  # seconds; RFC 6749 §4.1.2 asks for ten minutes at most
 

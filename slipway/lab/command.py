@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import segno
 
-from slipway import edge, settings, tokens
+from slipway import commandline, edge, settings, tokens
 from slipway.errors import Problem, command
 from slipway.lab import cards, checkpoints
 from slipway.lab.watch import kept_open, watch
@@ -26,33 +26,25 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CHECKPOINTS = ROOT / "labs" / "checkpoints.toml"
 KEY_LIFE = 12 * 3600  # seconds that the board's key opens the board
 EXAMPLES = """examples:
-  scripts/lab new "MCP 101" --seats 30 --for 3h       seats, a code for all, and the board
-  scripts/lab new "MCP 101" --roster names.csv        a seat for each name
+  scripts/lab new "MCP 101" --seats 30 --for 3h  seats, codes, the board
+  scripts/lab new "MCP 101" --roster names.csv   a seat for each name
   scripts/lab new "MCP 101" --labs 01,03 --tools add,countdown
-  scripts/lab new "MCP 101" --lan                     without a tunnel, in the local network
-  scripts/lab cards                                   a printable card for each seat, with its code
-  scripts/lab watch                                   the board, here
-  scripts/lab list                                    who sits where, and what is wrong
-  scripts/lab reset 7                                 free a seat for somebody else, with a new code
-  scripts/lab lock                                    nobody new gets in
-  scripts/lab end                                     stop every token of it, forget it, keep a summary
+  scripts/lab new "MCP 101" --lan                in the local network, no tunnel
+  scripts/lab cards                              a card to print for each seat
+  scripts/lab watch                              the board, here
+  scripts/lab list                               who sits where, what is wrong
+  scripts/lab reset 7                            free a seat, with a new code
+  scripts/lab lock                               nobody new gets in
+  scripts/lab end                                stop all its tokens, forget it
 """
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "scripts/lab", description="A workshop on the running server: thirty seats, one instructor.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    def verb(name: str, help: str) -> argparse.ArgumentParser:
-        found = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
-        found.add_argument("--json", action="store_true", help="print what the server says, as JSON")
-        return found
-
+    about = "A workshop on the running server: thirty seats, one instructor."
+    parser = commandline.parser("scripts/lab", about, EXAMPLES)
+    verb = commandline.verbs(parser)
     new = verb("new", "open a lab")
-    new.add_argument("title", help='what it is called, as in "MCP 101"')
+    new.add_argument("title", metavar="TITLE", help='what it is called, as in "MCP 101"')
     new.add_argument("--seats", type=int, default=30, metavar="N", help="how many (30)")
     new.add_argument("--for", dest="life", default="3h", metavar="3h", help="how long it lasts: 90m, 3h, 2d (3h)")
     new.add_argument("--tools", default="*", metavar="a,b", help="tools that its tokens may call (*)")
@@ -280,7 +272,7 @@ def main(argv: list[str]) -> int:
     if chosen.verb == "watch":
         return _watch(server)
     answer, text = _do(server, chosen, config)
-    sys.stdout.write((json.dumps(answer) if chosen.json else text) + "\n")
+    sys.stdout.write((json.dumps(answer) if chosen.json else commandline.fitted(text, sys.stdout)) + "\n")
     if chosen.verb == "new" and not chosen.json:
         _show_qr(answer)
     return 0

@@ -5,7 +5,6 @@ What an instructor would see in the room is looked for on the board; what is not
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import html
 import json
@@ -27,7 +26,7 @@ import httpx2
 from fastmcp import Client
 from fastmcp.exceptions import ToolError
 
-from slipway import edge, settings, stack, tokens
+from slipway import commandline, edge, settings, stack, tokens
 from slipway.errors import Problem, command
 from slipway.lab import checkpoints
 from slipway.operator import Server, table
@@ -38,7 +37,7 @@ PATIENCE = 15.0  # seconds in which the board must show what happened
 TOOLS = "add,countdown,whoami"
 EXAMPLES = """examples:
   scripts/rehearse                      thirty seats, on the running stack
-  scripts/rehearse --seats 5 --no-kill  a quick one, which leaves the server alone
+  scripts/rehearse --seats 5 --no-kill  a quick one; the server is let alone
   scripts/rehearse --json | jq .failed
 """
 MCP = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
@@ -364,10 +363,8 @@ async def _quiet(*_: object) -> None:
 
 def main(argv: list[str]) -> int:
     """Rehearse. Returns: the exit code, 1 where something was not as it should be."""
-    parser = argparse.ArgumentParser(
-        "scripts/rehearse", description="Plays a whole lab against the running stack, faults included.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    about = "Plays a whole lab against the running stack, faults included."
+    parser = commandline.parser("scripts/rehearse", about, EXAMPLES)
     parser.add_argument("--seats", type=int, default=30, metavar="N", help="how many (30)")
     parser.add_argument("--no-kill", action="store_true", help="do not kill the server in the middle")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")

@@ -72,11 +72,6 @@ def _shut(config: Settings) -> None:
     stack.restart_edge(config)
 
 
-def is_open(config: Settings) -> Lan | None:
-    """Return what is open at this moment, or None."""
-    return note.read(stack.ROOT / config.state)
-
-
 def warnings(lan: Lan) -> list[str]:
     """Return what the operator should know about who else can reach us there, a sentence each."""
     told = []

@@ -26,6 +26,7 @@ from slipway.identity import pages
 from slipway.lab import cards, page
 from tests.browser.conftest import SCREENS, Watched
 from tests.conftest import free_ports, program, wait_until
+from tests.test_board import row
 
 pytestmark = [pytest.mark.slow]
 
@@ -36,13 +37,6 @@ CHECKPOINTS = [
     for name in ("connected", "listed", "called-add", "public", "whoami", "forbidden", "unauthorized", "fixed-403",
                  "session", "saw-progress", "resumed", "cancelled", "timed-out", "limited", "own-client")
 ]  # fmt: skip
-
-
-def row(seat: int, **more: Any) -> dict[str, Any]:
-    return {
-        "seat": seat, "name": "", "state": "free", "client": "", "era": "", "last": 0, "last_call": "", "calls": 0,
-        "errors": 0, "p95": 0, "checkpoints": [], "stuck": "", "cure": "", "payload": "", **more,
-    }  # fmt: skip
 
 
 def busy(seat: int, calls: int = 12, **more: Any) -> dict[str, Any]:
@@ -330,7 +324,9 @@ def joined(answers: list[Any]) -> list[Route]:
     """The page after joining, and its stream: each request gets the next answer; the last one stays open."""
     script = (pages.WEB / "joined.js").read_text(encoding="utf-8")
     values = dict.fromkeys(("title", "name", "url", "token", "scope", "life", "clients"), "x")
-    text = pages.template("joined.html").substitute(values, certificate="", style=pages.STYLE, script=script, watch="w")
+    text = pages.template("joined.html").substitute(
+        values, certificate="", style=pages.STYLE, script=script, watch="w"
+    )
 
     async def show(request: Request) -> Response:
         if "watch" not in request.query_params:
