@@ -158,6 +158,11 @@ class Store:
                     async with asyncio.timeout(PATIENCE):
                         await far.release()
 
+    @property
+    def lists(self) -> bool:
+        """Whether `keys` can tell what there is."""
+        return isinstance(self._values, Files)
+
     async def tidy(self) -> None:
         """Delete what is over; files do not go by themselves."""
         if isinstance(self._values, Files):

@@ -89,6 +89,19 @@ async def test_an_extended_token_ends_later(make: Any) -> None:
     assert await ledger.extend("other", until) is None
 
 
+async def test_the_list_on_the_disk_is_written_for_revocations_and_not_for_each_token(tmp_path: Path) -> None:
+    ledger = Ledger(store.open_store(tmp_path))
+    file = tmp_path / "values" / "tokens" / "index.json"
+    first = await ledger.add(claims(), via="minted")
+    before = file.stat().st_ino
+    for _ in range(3):
+        await ledger.add(claims(), via="minted")
+    assert file.stat().st_ino == before, "a token more would cost as much as all that there are"
+    await ledger.revoke(first.jti)
+    assert file.stat().st_ino != before
+    assert first.jti in file.read_text()
+
+
 async def test_old_records_are_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "MAX_RECORDS", 3)
     ledger = Ledger(store.open_store(tmp_path))

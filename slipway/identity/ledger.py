@@ -62,6 +62,7 @@ class Ledger:
         self._shared = store.shared
         self._records: dict[str, Record] = {}
         self._index: dict[str, list[float]] = {}  # jti → when it ends, when it was revoked
+        self._listed: dict[str, list[float]] | None = None  # of it, what the store has
         self._cutoffs: dict[str, float] = {}
         self._unsaved: set[str] = set()  # of tokens, what the store could not take
         self._unsaved_cutoffs = False
@@ -353,7 +354,11 @@ class Ledger:
             self._records.pop(jti, None)
             await self._store.delete(jti, collection=TOKENS)
         self._index = known
-        await self._store.put(INDEX, {"tokens": known}, collection=TOKENS)
+        # where the store can list, what a value that is gone must still tell is that its token was revoked
+        listed = {jti: entry for jti, entry in known.items() if entry[1]} if self._store.lists else known
+        if not self._store.lists or listed != self._listed:
+            await self._store.put(INDEX, {"tokens": listed}, collection=TOKENS)
+            self._listed = dict(listed)
 
 
 _DAMAGED: dict[str, Any] = {"damaged": "yes"}  # what no record and no list of cutoffs looks like
@@ -387,8 +392,11 @@ def _over(index: dict[str, list[float]]) -> list[str]:
     """
     now = time.time()
     old = [jti for jti, (ends, _) in index.items() if ends < now - KEPT]
+    if len(index) <= MAX_RECORDS:
+        return old
     spare = sorted((ends, jti) for jti, (ends, revoked) in index.items() if ends < now or not revoked)
-    return list(dict.fromkeys([*old, *(jti for _, jti in spare[: max(0, len(index) - MAX_RECORDS)])]))
+    # some more than must go, so that not each new one has all of them sorted
+    return list(dict.fromkeys([*old, *(jti for _, jti in spare[: len(index) - MAX_RECORDS + MAX_RECORDS // 20])]))
 
 
 def _ago(when: float) -> str:
