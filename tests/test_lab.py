@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import time
@@ -262,6 +263,37 @@ async def test_the_feed_counts_the_tunnels_requests_alone_and_each_once(tmp_path
     url[0] = ""
     await after.look()
     assert not after._tails, "nobody reads without a tunnel or a lab"
+
+
+async def test_two_who_look_at_once_count_nothing_twice(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "state")
+    await store.put("month", {"at": 1.0, "month": "", "requests": 0, "bytes": 0}, collection="board")
+    labs: Any = type("Labs", (), {"lab": None, "own_limits": {}, "refresh": _nothing})()
+    feed = Feed(labs, Ledger(store), store, Budget(plan("free")), tmp_path, lambda: "https://x.ngrok-free.app/mcp")
+    request = {"host": "x.ngrok-free.app", "uri": "/mcp", "method": "POST"}
+    (tmp_path / "edge.jsonl").write_text(json.dumps({"ts": time.time(), "request": request, "size": 1}) + "\n")
+    await asyncio.gather(*(feed.look() for _ in range(4)))
+    assert feed.budget.requests == 1
+
+
+async def test_a_lab_that_opens_while_the_tunnel_is_counted_counts_nothing_twice(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "state")
+    labs: Any = type("Labs", (), {"lab": None, "own_limits": {}, "refresh": _refresh})()
+    feed = Feed(labs, Ledger(store), store, Budget(plan("free")), tmp_path, lambda: "https://x.ngrok-free.app/mcp")
+    await feed.look()
+    request = {"host": "x.ngrok-free.app", "uri": "/mcp", "method": "POST"}
+    (tmp_path / "edge.jsonl").write_text(json.dumps({"ts": time.time(), "request": request, "size": 1}) + "\n")
+    (tmp_path / "server.jsonl").write_text("[]\n")
+    feed._read()
+    await feed._save()
+    labs.lab = lab()
+    await feed.look()
+    assert (feed.budget.requests, feed.board is not None) == (1, True)
+
+
+async def _refresh(labs: Any) -> Lab | None:
+    found: Lab | None = labs.lab
+    return found
 
 
 async def _nothing(_: Any = None) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -30,6 +32,8 @@ BEAT = 15.0  # seconds of silence after which a comment is sent
 SAVE = 5.0  # seconds between two snapshots
 BREATH = 500  # lines that are read before others have their turn
 SLOW_LOOK = 1.0  # seconds between two looks at the lab, where others change it too; and at what time alone changes
+log = logging.getLogger("slipway")
+
 COLLECTION, BOARD, MONTH = "board", "board", "month"
 
 
@@ -52,6 +56,7 @@ class Feed:
         self._saved, self._saved_at = (0, 0), 0.0
         self._news = asyncio.Event()
         self._warned = False
+        self._one = asyncio.Lock()
         self.budget = budget
         self.board: Board | None = None
 
@@ -67,20 +72,31 @@ class Feed:
         """Follow, as long as this runs."""
         slowly = 0.0
         while True:
-            with contextlib.suppress(Trouble):
+            try:
                 if time.monotonic() >= slowly:
                     slowly = time.monotonic() + SLOW_LOOK
                     await self.look()
-                if self._tails:
-                    # who joined a moment ago may have called already
-                    await self._labs.refresh()
-                    self._seats()
-                    self._read()
-                    await self._save()
+                async with self._one:
+                    if self._tails:
+                        # who joined a moment ago may have called already
+                        await self._labs.refresh()
+                        self._seats()
+                        self._read()
+                        await self._save()
+            except Trouble:
+                pass  # the store tells the operator
+            except Exception as error:  # whatever a log holds, the board goes on after it
+                log.warning("the board is not up to date: %s: %s", type(error).__name__, error)
+                await asyncio.sleep(SLOW_LOOK)
             await asyncio.sleep(LOOK if self._tails else SLOW_LOOK)
 
     async def look(self) -> None:
         """Take notice of the lab, as it is now."""
+        # two who begin at once would each read the logs, and all would count twice
+        async with self._one:
+            await self._look()
+
+    async def _look(self) -> None:
         lab = await self._labs.refresh()
         if lab is None and self.board:
             self.board = None
@@ -123,13 +139,16 @@ class Feed:
         """Recall what an earlier process knew, and read what was logged since."""
         month = await self._store.get(MONTH, collection=COLLECTION) or {}
         board = (await self._store.get(BOARD, collection=COLLECTION) or {}) if lab else {}
-        if not self._tails:
+        fresh = not self._tails
+        if fresh:
             self.budget.recall(month)
+            self._tails = {name: knocks.Tail(self._folder / f"{name}.jsonl") for name in ("server", "edge")}
+        else:
+            self._read()  # and count it, before the board begins
         if lab and self.board and board.get("lab") == lab.id:
             self.board.recall(board["rows"])
         known = float(board.get("at", lab.created_at)) if lab else float(month.get("at", time.time()))
-        counted = float(month.get("at", time.time()))
-        self._tails = {name: knocks.Tail(self._folder / f"{name}.jsonl") for name in ("server", "edge")}
+        counted = float(month.get("at", time.time())) if fresh else math.inf
         server, edge = await asyncio.to_thread(self._older, min(known, counted))
         records: list[knocks.Knock] = []
         for number, line in enumerate([*server, *edge]):
@@ -182,7 +201,8 @@ class Feed:
             if not content.get("refused"):
                 return []
         knock = knocks.parse(line) if self.board else None
-        return [knock] if knock and knock.time > since else []
+        # a line is written at the end
+        return [knock] if knock and knock.time + knock.ms / 1000 > since else []
 
     def _whose(self, mark: str) -> str:
         if mark not in self._marks and time.monotonic() > self._marks_at + SLOW_LOOK:
