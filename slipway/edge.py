@@ -6,7 +6,6 @@ import json
 import secrets
 import ssl
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +55,7 @@ def check(config: Settings) -> None:
         raise Problem(f"The edge answers, but the server behind it does not ({answer.status_code}).", _START, 4)
 
 
-def verify(
-    url: str,
-    token: str,
-    ca: Path | None,
-    *,
-    patience: float = 0.0,
-    stop: Callable[[], bool] = bool,
-    mark: str = "slipway",
-) -> list[str]:
+def verify(url: str, token: str, ca: Path | None, *, patience: float = 0.0, mark: str = "slipway") -> list[str]:
     """Call tools/list at an MCP URL as a client would.
 
     Args:
@@ -72,7 +63,6 @@ def verify(
         token: a bearer token.
         ca: trust this root certificate; None trusts the system's (SSL_CERT_FILE is honoured).
         patience: seconds to try again while the answer is an error; a new name may need a moment.
-        stop: asked between tries; True gives up.
         mark: what our request ids begin with.
     Returns: the names of the tools that the token may call.
     Raises:
@@ -83,7 +73,7 @@ def verify(
         try:
             return _list_tools(url, token, _trust(ca), mark)
         except Problem:
-            if time.monotonic() >= deadline or stop():
+            if time.monotonic() >= deadline:
                 raise
             time.sleep(0.3)  # the far end has no event for us
 

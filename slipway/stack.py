@@ -38,30 +38,27 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def prepare(root: Path = ROOT) -> settings.Settings:
+def prepare() -> settings.Settings:
     """Make what a first start needs and a later start keeps: .env, folders, secret. Returns: the settings.
 
     Raises:
         Problem: a broken .env, an unusable secret, a folder that cannot be written.
     """
-    env = root / ".env"
+    env = ROOT / ".env"
     try:
         if not env.exists():
             with os.fdopen(os.open(env, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-                stream.write((root / ".env.example").read_text(encoding="utf-8"))
+                stream.write((ROOT / ".env.example").read_text(encoding="utf-8"))
             say("made .env from .env.example")
         if "SLIPWAY_UID" not in settings.read_env_file(env):
             uid, gid = compose.container_user()
-            with env.open("a", encoding="utf-8") as stream:
-                stream.write(
-                    "\n# Written by ./scripts/up: whom the containers run as, to be able to read the secret.\n"
-                )
-                stream.write(f"SLIPWAY_UID={uid}\nSLIPWAY_GID={gid}\n")
+            why = "whom the containers run as, to be able to read the secret"
+            _append(env, why, SLIPWAY_UID=uid, SLIPWAY_GID=gid)
         config = settings.load(os.environ, env)
         for folder in ("", "log", "run", "caddy", "data", "redis"):
-            (root / config.state / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = not (root / config.secret_file).exists()
-        tokens.ensure_secret(root / config.secret_file)
+            (ROOT / config.state / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = not (ROOT / config.secret_file).exists()
+        tokens.ensure_secret(ROOT / config.secret_file)
     except PermissionError as error:
         cure = "Give yourself the folder: sudo chown -R $USER ."
         raise Problem(f"{error.filename} cannot be written.", cure, 2) from None

@@ -240,6 +240,31 @@ SERVER_SIDE = {
     "proxy.upstreams",
     "telemetry",
 }
+# a room past 250 lines is split by noun, or has a reason
+LONG = {
+    "app": "the one list of what the served app is made of",
+    "clients": "33 clients, a row each",
+    "compose": "every way in which Docker can be missing, with its cure",
+    "doctor.hops": "the answers that checks share, asked once a hop",
+    "doctor.transport": "twelve checks of the way to the server",
+    "identity.ledger": "one record and all that may be done to it, under one lock",
+    "knocks": "one record: written, rotated, read back, shown; the writer and the reader must agree",
+    "lab.command": "ten verbs of one command",
+    "lab.drawing": "what a board knows and how it is drawn; no second reader",
+    "lab.feed": "one task that reads both logs and tells everyone who watches",
+    "lab.rehearse": "one play in acts; a seat's steps are read beside what the board must show",
+    "lab.seats": "one record and all that may be done to it, under one lock",
+    "limits": "the same counts twice, in this process and in Redis",
+    "operator": "two commands on one connection to /admin",
+    "proxy.loading": "four kinds of target, and the errors of each",
+    "serving": "one process from start to end: signals, reload and the end are one order of events",
+    "settings": "forty settings, a row each",
+    "stack": "start and stop, each with and without Docker",
+    "store": "one interface over files and Redis, and what each does when it fails",
+    "targets": "four kinds of target, and what each refuses",
+    "tokens": "make, verify and explain are held to one list of rules",
+    "tunnels": "one agent from start to end: every way in which it can go",
+}
 READS_THE_ENVIRONMENT = {
     "compose",
     "doctor.__main__",
@@ -297,7 +322,7 @@ def test_every_room_has_a_door_plate_and_no_buffering_middleware(room: str) -> N
     text = ROOMS[room].read_text()
     assert ast.get_docstring(ast.parse(text))
     assert "BaseHTTPMiddleware" not in text
-    assert len(text.splitlines()) <= 400
+    assert len(text.splitlines()) <= (400 if room in LONG else 250)
 
 
 def test_nobody_imports_an_entry_point() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 from slipway.doctor.checks import check
 from slipway.doctor.hops import Finding, Hop, NotApplicable, failure, ok, warning
 from slipway.doctor.wire import Answer, shown
 
 FOREIGN = "https://not-allowed.example"
 _COMMON = "authorization, content-type, accept, mcp-protocol-version"
-ASKED = {
+ASKED = {  # to begin, to resume a stream, in the newest era, for a tool's argument, past ngrok's page
     "preflight-handshake": f"{_COMMON}, mcp-session-id",
     "preflight-resume": f"{_COMMON}, mcp-session-id, last-event-id",
     "preflight-newest": f"{_COMMON}, mcp-method, mcp-name",
@@ -56,6 +58,7 @@ def _exposed(answer: Answer) -> set[str]:
 
 
 async def _preflight(hop: Hop, asked: str) -> Finding:
+    """Ask leave for headers, as a browser does before it sends them."""
     _pages(hop)
     await hop.reached()
     headers = {
@@ -85,34 +88,8 @@ async def _preflight(hop: Hop, asked: str) -> Finding:
     return ok(f"{answer.status}, all {len(wanted)} headers allowed")
 
 
-@check("preflight-handshake")
-async def preflight_handshake(hop: Hop) -> Finding:
-    """Ask leave for what a handshake-era page sends."""
-    return await _preflight(hop, ASKED["preflight-handshake"])
-
-
-@check("preflight-resume")
-async def preflight_resume(hop: Hop) -> Finding:
-    """Ask leave for what a page sends to resume a stream."""
-    return await _preflight(hop, ASKED["preflight-resume"])
-
-
-@check("preflight-newest")
-async def preflight_newest(hop: Hop) -> Finding:
-    """Ask leave for Mcp-Method and Mcp-Name."""
-    return await _preflight(hop, ASKED["preflight-newest"])
-
-
-@check("preflight-param")
-async def preflight_param(hop: Hop) -> Finding:
-    """Ask leave for a header that is named after a tool's argument."""
-    return await _preflight(hop, ASKED["preflight-param"])
-
-
-@check("preflight-ngrok")
-async def preflight_ngrok(hop: Hop) -> Finding:
-    """Ask leave for the header that skips ngrok's page."""
-    return await _preflight(hop, ASKED["preflight-ngrok"])
+for _name, _asked in ASKED.items():
+    check(_name)(functools.partial(_preflight, asked=_asked))
 
 
 @check("preflight-delete")

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from slipway.settings import Settings
 
 PATIENCE = 60.0  # seconds for everything but the soak
 LOG_TAIL = 512 * 1024  # bytes
+LOG_PATIENCE = 2.0  # seconds until a request must stand in a log
 TOKEN_LIFE = 900  # seconds
 ROOMS = (transport, access, protocol, cors, streams)  # importing them fills CHECKS, in this order
 
@@ -150,9 +150,9 @@ def _is_ours(config: Settings, root: Path, asked: Asked) -> bool:
     return asyncio.run(probe())
 
 
-def _logged(folder: Path, request_id: str, patience: float = 2.0) -> dict[str, Any]:
+def _logged(folder: Path, request_id: str) -> dict[str, Any]:
     """Return the line of the server's log about a request, or of the edge's, or {}."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + LOG_PATIENCE
     while True:
         for name in ("server", "edge"):
             for line in (*_tail(folder / f"{name}.jsonl.1"), *_tail(folder / f"{name}.jsonl")):
@@ -174,18 +174,14 @@ def _tail(path: Path) -> list[str]:
         return []
 
 
-async def examine(on_the_way: list[Hop], done: Callable[[Hop], None] = lambda _: None) -> Report:
-    """Run every check at every hop, all hops at once.
-
-    Args:
-        done: told when a hop is through.
-    """
+async def examine(on_the_way: list[Hop]) -> Report:
+    """Run every check at every hop, all hops at once."""
     try:
         for hop in on_the_way:
             checks.start(hop)
         async with asyncio.TaskGroup() as group:
             for hop in on_the_way:
-                group.create_task(_finish(hop, done))
+                group.create_task(_finish(hop))
         found = [{name: _result(task) for name, task in hop.found.items()} for hop in on_the_way]
     finally:
         for hop in on_the_way:
@@ -194,12 +190,11 @@ async def examine(on_the_way: list[Hop], done: Callable[[Hop], None] = lambda _:
     return Report(on_the_way, found, verdicts.judge(on_the_way[-1], found[-1]))
 
 
-async def _finish(hop: Hop, done: Callable[[Hop], None]) -> None:
+async def _finish(hop: Hop) -> None:
     _, late = await asyncio.wait(hop.found.values(), timeout=PATIENCE + hop.soak)
     for task in late:
         task.cancel()
     await asyncio.gather(*late, return_exceptions=True)
-    done(hop)
 
 
 def _result(task: asyncio.Task[Finding]) -> Finding:

@@ -24,19 +24,18 @@ ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # the other scree
 Event = tuple[str, Any]
 
 
-def watch(lines: Iterable[bytes], out: TextIO, *, width: int | None = None, colour: bool = True) -> bool:
+def watch(lines: Iterable[bytes], out: TextIO, *, colour: bool = True) -> bool:
     """Show the board until the lab ends or the stream does, or until Ctrl-C, which leaves the terminal as it was.
 
     Args:
         lines: the stream, as of an opened response or of `kept_open`.
         out: a terminal is redrawn; anything else gets a line for each change.
-        width: columns; None asks the terminal.
         colour: False where NO_COLOR is set.
     Returns:
         Whether the lab ended: False means that the stream broke off.
     """
     if out.isatty():
-        return _live(lines, out, width, colour)
+        return _live(lines, out, colour)
     board = Board()
     for name, content in events(lines):
         for change in board.take(name, content):
@@ -88,14 +87,14 @@ def events(lines: Iterable[bytes]) -> Iterator[Event]:
             yield AWAY, None
 
 
-def _live(lines: Iterable[bytes], out: TextIO, width: int | None, colour: bool) -> bool:
+def _live(lines: Iterable[bytes], out: TextIO, colour: bool) -> bool:
     board, waiting = Board(), queue.Queue[Event | BaseException]()
     threading.Thread(target=_read, args=(lines, waiting), daemon=True).start()
 
     def picture(most: int = 0) -> list[str]:
         columns, rows = os.get_terminal_size(out.fileno())
         # a line that ends in the last column could lose its last letter to the erasing of the rest
-        return drawn(board, (width or columns or 80) - 1, most or rows or 24, colour=colour, now=time.time())
+        return drawn(board, (columns or 80) - 1, most or rows or 24, colour=colour, now=time.time())
 
     out.write(ENTER)
     try:
