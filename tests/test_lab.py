@@ -118,6 +118,16 @@ def test_the_board_says_why_a_seat_is_stuck_until_it_is_not(more: dict[str, Any]
     assert (row(known)["stuck"], row(known)["cure"]) == ("", "")
 
 
+@pytest.mark.parametrize("http", ["GET", "DELETE"])
+def test_a_client_that_leaves_is_not_stuck(http: str) -> None:
+    known = board()
+    known.take(knock(http=http, method="", status=405, outcome="refused"))
+    assert row(known)["stuck"] == ""
+    known.take(knock(status=406, outcome="refused"))
+    known.take(knock(http=http, method="", status=404, outcome="refused"))
+    assert row(known)["stuck"] == "406 Accept"
+
+
 def test_who_joined_and_never_knocked_is_stuck_after_a_while() -> None:
     known = board()
     known.grow_old()

@@ -131,6 +131,8 @@ class Board:
     def _refused(self, row: Row, knock: Knock) -> bool:
         if knock.outcome not in ("refused", "limited", "forbidden") and knock.status < 500:
             return False
+        if knock.http in ("GET", "DELETE") and knock.status in (404, 405) and knock.path == "/mcp":
+            return True  # no stream, or no session any more: clients ask as they leave, and nobody is stuck by it
         reason = next(((what, cure) for fits, what, cure in REASONS if fits(knock)), None)
         row.stuck, row.cure = reason or (f"{knock.status} {printable(knock.reason, 80)}".strip(), "")
         return True
