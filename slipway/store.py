@@ -77,6 +77,7 @@ class Store:
 
     Attributes:
         shared: whether other processes write to it too.
+        lists: whether `keys` can tell what there is.
         away: whether a shared store does not answer. It is asked again every second, by `watch`.
         serves_on: whether to go on meanwhile with what this process knows.
         on_return: called with whether the store lost its memory, once it can be written again.
@@ -99,6 +100,7 @@ class Store:
         self._unwritable = ""
         self._known_damage: set[str] = set()
         self.shared = shared or redis is not None
+        self.lists = isinstance(values, Files)
         self.away = False
         self.serves_on = serves_on
         self.on_return: list[Callable[[bool], Awaitable[None]]] = []
@@ -157,11 +159,6 @@ class Store:
                 with contextlib.suppress(*self._failures):
                     async with asyncio.timeout(PATIENCE):
                         await far.release()
-
-    @property
-    def lists(self) -> bool:
-        """Whether `keys` can tell what there is."""
-        return isinstance(self._values, Files)
 
     async def tidy(self) -> None:
         """Delete what is over; files do not go by themselves."""

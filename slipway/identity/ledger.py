@@ -113,8 +113,7 @@ class Ledger:
 
         Returns: its record, the one that there is already if there is one.
         """
-        record = _record(claims, via=via, purpose=purpose)
-        record.mark = tokens.mark(token) if token else ""
+        record = _record(claims, via=via, purpose=purpose, mark=tokens.mark(token) if token else "")
         record.added_at = 0.0 if via == PASTED else time.time()
         async with self._store.lock(TOKENS):
             if known := await self.get(record.jti):
@@ -222,8 +221,7 @@ class Ledger:
 
     def mark_of(self, jti: str) -> str:
         """Return the mark of a token that this process knows, or ""."""
-        record = self._records.get(jti)
-        return record.mark if record else ""
+        return self._records[jti].mark if jti in self._records else ""
 
     def marks(self) -> dict[str, str]:
         """Return {mark of a token: its subject}, of the tokens that this process knows."""
@@ -354,11 +352,11 @@ class Ledger:
             self._records.pop(jti, None)
             await self._store.delete(jti, collection=TOKENS)
         self._index = known
-        # where the store can list, what a value that is gone must still tell is that its token was revoked
+        # where the store can list, only what a value that is gone must still tell: that it was revoked
         listed = {jti: entry for jti, entry in known.items() if entry[1]} if self._store.lists else known
-        if not self._store.lists or listed != self._listed:
+        if listed != self._listed:
             await self._store.put(INDEX, {"tokens": listed}, collection=TOKENS)
-            self._listed = dict(listed)
+            self._listed = dict(listed) if self._store.lists else None
 
 
 _DAMAGED: dict[str, Any] = {"damaged": "yes"}  # what no record and no list of cutoffs looks like
@@ -375,9 +373,9 @@ def _parsed(jti: str, kept: dict[str, Any]) -> Record | None:
         return None
 
 
-def _record(claims: dict[str, Any], *, via: str, purpose: str = "") -> Record:
+def _record(claims: dict[str, Any], *, via: str, purpose: str = "", mark: str = "") -> Record:
     issued, ends = int(claims["iat"]), int(claims["exp"])
-    return Record(claims["jti"], claims["sub"], claims["scope"], issued, ends, via, purpose[:200])
+    return Record(claims["jti"], claims["sub"], claims["scope"], issued, ends, via, purpose[:200], mark=mark)
 
 
 def _only_here(trouble: Trouble, what: str) -> Trouble:
@@ -392,11 +390,10 @@ def _over(index: dict[str, list[float]]) -> list[str]:
     """
     now = time.time()
     old = [jti for jti, (ends, _) in index.items() if ends < now - KEPT]
-    if len(index) <= MAX_RECORDS:
-        return old
-    spare = sorted((ends, jti) for jti, (ends, revoked) in index.items() if ends < now or not revoked)
+    most = len(index) - MAX_RECORDS
+    spare = sorted((ends, jti) for jti, (ends, rev) in index.items() if ends < now or not rev) if most > 0 else []
     # some more than must go, so that not each new one has all of them sorted
-    return list(dict.fromkeys([*old, *(jti for _, jti in spare[: len(index) - MAX_RECORDS + MAX_RECORDS // 20])]))
+    return list(dict.fromkeys([*old, *(jti for _, jti in spare[: most + MAX_RECORDS // 20])]))
 
 
 def _ago(when: float) -> str:
