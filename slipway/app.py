@@ -95,6 +95,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         made = mcp.http_app(
             path=MCP_PATH,
             stateless_http=stateless,
+            json_response=stateless and config.answers == "json",
             event_store=None if stateless else EventStore(BoundedEvents(), MAX_EVENTS_PER_STREAM, ttl=idle),
             middleware=[*doors, Middleware(PerIdentity, limits, sessions)],
             session_idle_timeout=idle,
