@@ -8,14 +8,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +21,7 @@ from typing import Any
 import psutil
 
 from tests.bench_plot import Bar, plot
-from tests.conftest import ROOT, Stack, certificate, free_ports, wait_until
+from tests.conftest import ROOT, Stack, free_ports, wait_until
 
 SERVER = ROOT / "tests" / "servers" / "speed.py"
 CLIENT = {"name": "bench", "version": "1"}
