@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slipway import knocks, settings, store, telemetry, tokens
 from slipway.audit import Audit
-from slipway.calls import Calls, Rule
+from slipway.calls import Calls, OneTool, Rule
 from slipway.guards import Bounds, HostGuard, public_host
 from slipway.identity.admin import Admin
 from slipway.identity.admission import Admission
@@ -89,6 +89,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     mcp.middleware[:0] = [
         telemetry.Measured(metrics), ToolScopes(anonymous=config.anonymous), _calls(config, limits),
     ]  # fmt: skip
+    mcp.middleware.append(OneTool())
     doors = [] if config.anonymous else [Middleware(Challenge)]
 
     def make(*, stateless: bool) -> Any:
