@@ -14,7 +14,7 @@ class Bar:
 
     what: str
     value: float
-    goal: float  # 0: none
+    goal: float | None
     most: bool  # the goal is a bound from above
     unit: str
 
@@ -24,10 +24,12 @@ def plot(bars: list[Bar]) -> str:
     parts = []
     for number, bar in enumerate(bars):
         top = number * LINE + 34
-        share = min(1.0, bar.value / (bar.goal or bar.value) / 2)
-        good = not bar.goal or (bar.value <= bar.goal if bar.most else bar.value >= bar.goal)
-        colour = "#8a8f98" if not bar.goal else "#2c7a4b" if good else "#b3452c"
-        said = f"{bar.value:.3g} {bar.unit}" + (f"  ({'≤' if bar.most else '≥'} {bar.goal:g})" if bar.goal else "")
+        share = min(1.0, bar.value / (bar.goal or bar.value or 1) / 2)
+        good = bar.goal is None or (bar.value <= bar.goal if bar.most else bar.value >= bar.goal)
+        colour = "#8a8f98" if bar.goal is None else "#2c7a4b" if good else "#b3452c"
+        said = f"{bar.value:.3g} {bar.unit}" + (
+            f"  ({'≤' if bar.most else '≥'} {bar.goal:g})" if bar.goal is not None else ""
+        )
         parts.append(
             f'<text x="{LABEL - 10}" y="{top + 13}" text-anchor="end">{escape(bar.what)}</text>'
             f'<rect x="{LABEL}" y="{top}" width="{share * BAR:.1f}" height="18" fill="{colour}"/>'

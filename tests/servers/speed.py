@@ -26,9 +26,9 @@ for number in range(50):
 
 
 @several.tool
-async def wait(seconds: float) -> str:
-    """Wait, as a tool does that asks another service."""
-    await asyncio.sleep(seconds)
+def wait(seconds: float) -> str:
+    """Wait in a thread, as a tool does that asks another service; so many at once as the server has threads."""
+    time.sleep(seconds)
     return "5"
 
 
