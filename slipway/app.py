@@ -295,8 +295,16 @@ async def _ask(app: ASGIApp, secret: tokens.Secret, method: str, params: dict[st
         return answer.status_code
 
 
+async def _nothing() -> str:
+    return ""
+
+
 async def _warm_up(app: ASGIApp, secret: tokens.Secret) -> None:
     """Load what FastMCP loads at the first call, so that no user waits for it: session, list, call, both paths."""
+    # none of the target's own tools may be called: what a successful call loads, one of ours loads
+    tools: FastMCP[Any] = FastMCP("warm-up")
+    tools.tool(_nothing, name="nothing")
+    await tools.call_tool("nothing")
     await _ask(app, secret, "initialize", _HELLO)
     await _ask(app, secret, "tools/list")
     await _ask(app, secret, "tools/call", {"name": "slipway-warm-up", "arguments": {}})

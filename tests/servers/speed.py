@@ -1,6 +1,6 @@
 """What the speed is measured with: the same tools bare, behind Slipway and over stdio.
 
-`python speed.py stdio | json PORT NAME | shipped PORT NAME`; NAME is one of the three servers below.
+`python speed.py stdio | json PORT NAME | frozen PORT NAME | shipped PORT NAME`; NAME is one of the three servers below.
 """
 
 import asyncio
@@ -50,9 +50,15 @@ async def tick(ctx: Context, times: int, every: float) -> str:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["json", port, name]:
+        case ["json" | "frozen" as how, port, name]:
+            import gc
+
             import uvicorn
 
+            if how == "frozen":
+                # as Slipway has it
+                gc.freeze()
+                gc.set_threshold(10_000)
             app = globals()[name].http_app(stateless_http=True, json_response=True)
             uvicorn.run(app, port=int(port), loop="uvloop", http="httptools", log_level="warning", access_log=False)
         case ["shipped", port, name]:
