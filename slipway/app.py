@@ -116,6 +116,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         async with contextlib.AsyncExitStack() as stack:
             # tools that are plain functions wait in threads; those of one subject must not use them up
             anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+            await _load_calls()  # before tracing begins: it is nobody's call
             collector, wants = config.otlp_endpoint, config.otlp_headers.get_secret_value()
             await stack.enter_async_context(telemetry.tracing(collector, wants))
             await ledger.load()
@@ -295,16 +296,19 @@ async def _ask(app: ASGIApp, secret: tokens.Secret, method: str, params: dict[st
         return answer.status_code
 
 
-async def _nothing() -> str:
-    return ""
+async def _load_calls() -> None:
+    """Load what a call that succeeds needs; none of the target's own tools may be called for it."""
+
+    async def nothing() -> str:
+        return ""
+
+    tools: FastMCP[Any] = FastMCP("warm-up")
+    tools.tool(nothing)
+    await tools.call_tool("nothing")
 
 
 async def _warm_up(app: ASGIApp, secret: tokens.Secret) -> None:
     """Load what FastMCP loads at the first call, so that no user waits for it: session, list, call, both paths."""
-    # none of the target's own tools may be called: what a successful call loads, one of ours loads
-    tools: FastMCP[Any] = FastMCP("warm-up")
-    tools.tool(_nothing, name="nothing")
-    await tools.call_tool("nothing")
     await _ask(app, secret, "initialize", _HELLO)
     await _ask(app, secret, "tools/list")
     await _ask(app, secret, "tools/call", {"name": "slipway-warm-up", "arguments": {}})

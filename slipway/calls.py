@@ -122,7 +122,7 @@ class Calls(Middleware):
 
     async def _run(self, name: str, run: Callable[[], Awaitable[ToolResult]]) -> ToolResult:
         rule, token = self._rules.get(name, Rule()), get_access_token()
-        who = self._limits.identity(token.claims if token else None, _address())
+        who = self._limits.identity(token.claims if token else None, "" if token else _address())
         places = [("calls_at_once", f"tool {name}", rule.at_once, f"The tool {name!r}")] if rule.at_once else []
         if who:
             places.append(("calls_at_once", who.key, who.allowed.calls_at_once, "This token"))

@@ -124,11 +124,11 @@ class Run:
 
     @property
     def rounds(self) -> int:
-        return 3 if self.quick else 7
+        return 3 if self.quick else 5
 
     @property
     def seconds(self) -> float:
-        return 0.5 if self.quick else 1.0
+        return 0.4 if self.quick else 0.7
 
     @contextlib.contextmanager
     def bare(self, name: str = "one", how: str = "json") -> Iterator[Way]:

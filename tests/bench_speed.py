@@ -208,7 +208,7 @@ def first_byte(way: Way) -> float:
 def cold(run: Run) -> Iterator[Row]:
     """5: from exec to the first answered call, and what is imported for it."""
     bare, ours = [], []
-    for _ in range(3 if run.quick else 7):
+    for _ in range(3 if run.quick else 5):
         (port,) = free_ports(1)
         command = [sys.executable, str(SERVER), "json", str(port), "one"]
         bare.append(answered(command, dict(os.environ), Way(f"http://127.0.0.1:{port}/mcp"))[0])
