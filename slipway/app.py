@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slipway import knocks, settings, store, telemetry, tokens
 from slipway.audit import Audit
-from slipway.calls import Calls, Rule
+from slipway.calls import Calls, OneTool, Rule
 from slipway.guards import Bounds, HostGuard, public_host
 from slipway.identity.admin import Admin
 from slipway.identity.admission import Admission
@@ -89,12 +89,14 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     mcp.middleware[:0] = [
         telemetry.Measured(metrics), ToolScopes(anonymous=config.anonymous), _calls(config, limits),
     ]  # fmt: skip
+    mcp.middleware.append(OneTool())
     doors = [] if config.anonymous else [Middleware(Challenge)]
 
     def make(*, stateless: bool) -> Any:
         made = mcp.http_app(
             path=MCP_PATH,
             stateless_http=stateless,
+            json_response=stateless and config.answers == "json",
             event_store=None if stateless else EventStore(BoundedEvents(), MAX_EVENTS_PER_STREAM, ttl=idle),
             middleware=[*doors, Middleware(PerIdentity, limits, sessions)],
             session_idle_timeout=idle,
@@ -114,6 +116,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         async with contextlib.AsyncExitStack() as stack:
             # tools that are plain functions wait in threads; those of one subject must not use them up
             anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+            await _load_calls()  # before tracing begins: it is nobody's call
             collector, wants = config.otlp_endpoint, config.otlp_headers.get_secret_value()
             await stack.enter_async_context(telemetry.tracing(collector, wants))
             await ledger.load()
@@ -291,6 +294,17 @@ async def _ask(app: ASGIApp, secret: tokens.Secret, method: str, params: dict[st
         if session := answer.headers.get("mcp-session-id"):
             await client.delete(MCP_PATH, headers={"mcp-session-id": session})
         return answer.status_code
+
+
+async def _load_calls() -> None:
+    """Load what a call that succeeds needs; none of the target's own tools may be called for it."""
+
+    async def nothing() -> str:
+        return ""
+
+    tools: FastMCP[Any] = FastMCP("warm-up")
+    tools.tool(nothing)
+    await tools.call_tool("nothing")
 
 
 async def _warm_up(app: ASGIApp, secret: tokens.Secret) -> None:

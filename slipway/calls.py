@@ -6,16 +6,16 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
 import mcp_types as mt
 from fastmcp.exceptions import FastMCPError, PromptError, ResourceError, ToolError
-from fastmcp.server.dependencies import get_access_token, get_http_request
+from fastmcp.server.dependencies import fastmcp_request_ctx, get_access_token, get_http_request
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
-from fastmcp.tools.base import ToolResult
+from fastmcp.tools.base import Tool, ToolResult
 from mcp.shared.exceptions import MCPError
 
 from slipway import knocks
@@ -122,7 +122,7 @@ class Calls(Middleware):
 
     async def _run(self, name: str, run: Callable[[], Awaitable[ToolResult]]) -> ToolResult:
         rule, token = self._rules.get(name, Rule()), get_access_token()
-        who = self._limits.identity(token.claims if token else None, _address())
+        who = self._limits.identity(token.claims if token else None, "" if token else _address())
         places = [("calls_at_once", f"tool {name}", rule.at_once, f"The tool {name!r}")] if rule.at_once else []
         if who:
             places.append(("calls_at_once", who.key, who.allowed.calls_at_once, "This token"))
@@ -150,6 +150,29 @@ class Calls(Middleware):
             return task.result()
         await _end(task)
         raise Bound("timeout", f"The tool {name!r} was cancelled: it took longer than {seconds:g} s.", "timeout")
+
+
+class OneTool(Middleware):
+    """Lists the one tool that is called, where the SDK asks for all of them to look at one.
+
+    Before each call of the newest era it does, since headers may repeat arguments (MCP 2026-07-28, Mcp-Param-*). It
+    asks within the caller's request, so what the caller may not see is not found here either. The innermost of
+    FastMCP's middleware: what others change in a list, they change in this one, too.
+    """
+
+    async def on_list_tools(
+        self,
+        context: MiddlewareContext[mt.ListToolsRequest],
+        call_next: CallNext[mt.ListToolsRequest, Sequence[Tool]],
+    ) -> Sequence[Tool]:
+        """Look one up, or hand on."""
+        knock, asked, server = _knock(), fastmcp_request_ctx.get(), context.fastmcp_context
+        called = knock.body.message() if knock else {}
+        # a tool that lists tools itself is asked for by tools/call, and gets all
+        if not (asked and server and asked._srctx.method == "tools/list" and called.get("method") == "tools/call"):
+            return await call_next(context)
+        tool = await server.fastmcp.get_tool(called["params"]["name"])
+        return [tool] if tool else []
 
 
 class Bound(ToolError):

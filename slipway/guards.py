@@ -60,10 +60,10 @@ class HostGuard:
             return self._app(scope, receive, send)
         headers = Headers(raw=scope["headers"])
         host = host_name(headers.get("host", ""))
-        allowed = [*LOOPBACK, *self._hosts()]
         # a pattern must not let through what would break out of a URL or a header
         whole = _HOST.fullmatch(headers.get("host", "").lower())
-        if not whole or not any(_fits(host, pattern) for pattern in allowed):
+        # which others are ours has to be looked up
+        if not whole or not (host in LOOPBACK or any(_fits(host, pattern) for pattern in self._hosts())):
             seen = knocks.printable(host, 253) or "(none)"
             return refuse(
                 scope,

@@ -26,6 +26,7 @@ from typing import Any
 MAX_LOG_BYTES = 5_000_000
 KEPT = 3  # rotated files
 MAX_WAITING = 10_000  # lines that are not written yet
+GATHER = 0.02  # seconds in which lines come together that are written at once
 FLUSH = 2.0  # seconds that the end waits for them
 
 
@@ -134,18 +135,35 @@ class _Behind(logging.Handler):
             self._lost += 1
 
     def _write(self) -> None:
-        while True:
-            record = self._waiting.get()
-            if record is None:
-                return self._waiting.task_done()
+        while (record := self._waiting.get()) is not None:
+            # what comes meanwhile is written with it: one by one, writing takes as long as half a call
+            time.sleep(GATHER)
+            lines, size, number = [], 0, 0
             if lost := self._lost:
                 self._lost = 0
-                text = json.dumps(
-                    {"time": now(), "client": "slipway", "reason": f"{lost} lines of this log were lost"}
-                )
-                self._handler.handle(logging.makeLogRecord({"msg": text}))
-            self._handler.handle(record)
+                told = {"time": now(), "client": "slipway", "reason": f"{lost} lines of this log were lost"}
+                lines.append(json.dumps(told))
+            while record is not None:
+                lines.append(record.getMessage())
+                size, number = size + len(lines[-1]), number + 1
+                # less at once than a file holds: it is looked at in between whether it is full
+                record = self._next() if size < MAX_LOG_BYTES // 100 else None
+            self._handler.handle(logging.makeLogRecord({"msg": "\n".join(lines)}))
+            for _ in range(number):
+                self._waiting.task_done()
+        self._waiting.task_done()
+
+    def _next(self) -> logging.LogRecord | None:
+        """Return a line that waits, if one does and it is not the end."""
+        with contextlib.suppress(queue.Empty):
+            record = self._waiting.get_nowait()
+            if record is not None:
+                return record
+            # the end stays for who asks for it next
             self._waiting.task_done()
+            with contextlib.suppress(queue.Full):
+                self._waiting.put_nowait(None)
+        return None
 
     def flush(self) -> None:
         until = time.monotonic() + FLUSH

@@ -6,6 +6,7 @@ Who is over a limit is told which one and when to go on; nobody else notices.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import math
 import time
@@ -105,15 +106,7 @@ class Limits:
 
     async def count(self, who: Identity) -> Over | None:
         """Count a message. Returns: the limit that it is over, if one is."""
-        allowed = who.allowed
-        items: list[tuple[str, RateLimitItem]] = []
-        if allowed.calls_burst:
-            items.append(("calls_burst", RateLimitItemPerSecond(allowed.calls_burst)))
-        if allowed.calls_per_minute:
-            items.append(("calls_per_minute", RateLimitItemPerMinute(allowed.calls_per_minute)))
-        if allowed.calls_per_day:
-            items.append(("calls_per_day", RateLimitItemPerDay(allowed.calls_per_day)))
-        for name, item in items:
+        for name, item in _items(who.allowed):
             if wait := await self._hit(item, who.key):
                 words = f"{item.amount} messages {_WORDS[name]}"
                 return Over(name, wait, f"This token may send {words}. Wait {wait} s, then go on.")
@@ -142,6 +135,16 @@ class Limits:
         self.taken[what, key] -= 1
         if self.taken[what, key] <= 0:
             del self.taken[what, key]
+
+
+@functools.lru_cache(1000)
+def _items(allowed: Allowance) -> list[tuple[str, RateLimitItem]]:
+    """Return what is counted, by its name."""
+    kinds: list[tuple[str, type[RateLimitItem]]] = [
+        ("calls_burst", RateLimitItemPerSecond), ("calls_per_minute", RateLimitItemPerMinute),
+        ("calls_per_day", RateLimitItemPerDay),
+    ]  # fmt: skip
+    return [(name, kind(getattr(allowed, name))) for name, kind in kinds if getattr(allowed, name)]
 
 
 async def _count(limiter: SlidingWindowCounterRateLimiter, item: RateLimitItem, key: str) -> int:

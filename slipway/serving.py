@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import hashlib
 import json
 import logging
@@ -37,6 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHUTDOWN_GRACE = 3  # seconds; with leaving.py less than the 10 after which Docker kills
 FORCE_AFTER = 9.0  # seconds
 MAX_FILES = 65_536
+GARBAGE = 10_000  # objects more than before, at which it is looked for; Python's 700 are half a call
 CHECK_TIMEOUT = 130.0  # seconds
 LISTENING = "SLIPWAY_LISTENING_FD"  # where a process that starts itself anew finds its socket
 WHO_CACHES = (
@@ -287,6 +289,13 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave them to _guarded."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start; what is there by then stays, so no collection of garbage has to look at it again."""
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GARBAGE)
 
 
 def _files(target: targets.Target | None) -> set[Path]:

@@ -132,6 +132,11 @@ class Settings(BaseModel):
         alias="SLIPWAY_SESSIONS",
         description="auto: sessions that outlive restarts; stateful; stateless.",
     )
+    answers: Literal["stream", "json"] = Field(
+        "stream",
+        alias="SLIPWAY_ANSWERS",
+        description="Without a session: stream answers with progress; json is faster and has none.",
+    )
     allowed_origins: Annotated[str, AfterValidator(_origins)] = Field(
         "http://localhost:*,https://localhost:*,http://127.0.0.1:*,https://127.0.0.1:*",
         alias="SLIPWAY_ALLOWED_ORIGINS",

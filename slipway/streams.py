@@ -78,14 +78,17 @@ class _Cutting:
         self._patience = patience
 
     async def __call__(self, message: Message) -> None:
+        cycle = getattr(self._send, "__self__", None)
+        if not getattr(getattr(cycle, "flow", None), "write_paused", True):
+            # uvicorn waits only where the client does not read: a timer would cost more than the message
+            return await self._send(message)
         try:
             async with asyncio.timeout(self._patience):
                 await self._send(message)
         except TimeoutError:
             if knock := self._scope.get("state", {}).get("knock"):
                 knock.reason, knock.limit = "cut: the client does not read its answer", "slow_reader"
-            transport = getattr(getattr(self._send, "__self__", None), "transport", None)
-            if transport:
+            if transport := getattr(cycle, "transport", None):
                 transport.abort()
             raise OSError("the client does not read its answer") from None
 

@@ -186,7 +186,8 @@ def of_message(message: dict[str, Any]) -> Context:
     params = message.get("params")
     meta = params.get("_meta") if isinstance(params, dict) else None
     given = {name: meta.get(name) for name in ("traceparent", "tracestate")} if isinstance(meta, dict) else {}
-    return _W3C.extract({name: value for name, value in given.items() if isinstance(value, str)}, Context())
+    texts = {name: value for name, value in given.items() if isinstance(value, str)}
+    return _W3C.extract(texts, Context()) if texts else Context()
 
 
 def _near(headers: Headers) -> bool:

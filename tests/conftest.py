@@ -92,6 +92,7 @@ class Stack:
     extra: dict[str, str] = field(default_factory=dict)
     caddyfile: str | None = None
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    root: Path = ROOT  # the checkout that is run
 
     def __post_init__(self) -> None:
         server, plain, tls, console = free_ports(4)
@@ -105,13 +106,13 @@ class Stack:
         self.server_url = f"http://127.0.0.1:{server}/mcp"
         self.edge_url = f"http://127.0.0.1:{plain}/mcp"
         self.tls_url = f"https://localhost:{tls}/mcp"
-        self.ca_file = edge.ca_file(self.config, ROOT)
+        self.ca_file = edge.ca_file(self.config, self.root)
 
     def start(self, *names: str) -> Stack:
         """Start the named processes, both by default, and wait until they answer."""
         for folder in ("log", "run"):
             (self.config.state / folder).mkdir(parents=True, exist_ok=True)
-        for name, (command, environment) in stack.children(self.config, ROOT).items():
+        for name, (command, environment) in stack.children(self.config, self.root).items():
             if names and name not in names:
                 continue
             if name == "caddy" and self.caddyfile is not None:

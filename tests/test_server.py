@@ -211,6 +211,44 @@ def test_the_modes_of_sessions_are_what_their_names_say(
         assert post(stack, "tools/list", session).status_code == forgotten
 
 
+@pytest.mark.parametrize(("answers", "kind"), [("stream", "text/event-stream"), ("json", "application/json")])
+def test_outside_a_session_a_call_is_answered_as_the_setting_says(
+    make_stack: Callable[..., Stack], answers: str, kind: str
+) -> None:
+    stack = make_stack(SLIPWAY_ANSWERS=answers)
+    called = post(stack, "tools/call", name="add", arguments={"a": 2, "b": 3})
+    assert called.headers["content-type"].startswith(kind)
+    assert '"5"' in called.text
+    session = {"mcp-session-id": post(stack, "initialize", **START).headers["mcp-session-id"]}
+    within = post(stack, "tools/call", session, name="add", arguments={"a": 2, "b": 3})
+    assert within.headers["content-type"].startswith("text/event-stream")
+
+
+async def test_headers_that_repeat_an_argument_are_checked_for_who_may_call_the_tool(
+    make_stack: Callable[..., Stack],
+) -> None:
+    stack = make_stack(SLIPWAY_TARGET=str(ROOT / "tests" / "servers" / "regions.py"))
+
+    def deploy(region: str, tools: str = "*") -> httpx2.Response:
+        headers = {
+            "mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "deploy",
+            "mcp-param-region": region, "authorization": f"Bearer {stack.token(tools)}",
+        }  # fmt: skip
+        names = {"protocolVersion": "2026-07-28", "clientCapabilities": {}}
+        meta = {f"io.modelcontextprotocol/{name}": value for name, value in names.items()}
+        return post(stack, "tools/call", headers, name="deploy", arguments={"region": "eu"}, _meta=meta)
+
+    assert "deployed to eu" in deploy("eu").text
+    wrong = deploy("us")
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, -32020)
+    # who may not call it learns nothing of its arguments
+    assert "insufficient_scope" in deploy("us", "find_tools").text
+    async with Client(stack.server_url, auth=stack.token()) as client:
+        # a tool that lists tools is no look at one tool
+        assert (await client.call_tool("find_tools", {"like": ""})).data == ["deploy", "find_tools"]
+        assert len(await client.list_tools()) == 2
+
+
 def test_another_subject_gets_nothing_of_a_session(shared_stack: Stack) -> None:
     opened = post(shared_stack, "initialize", **START)
     session = {"mcp-session-id": opened.headers["mcp-session-id"]}

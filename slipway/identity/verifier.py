@@ -43,6 +43,7 @@ class SlipwayTokens(TokenVerifier):
         self.ledger = ledger
         # one object for all requests of a token: each of its sessions and streams keeps what it was opened with
         self._known: OrderedDict[str, AccessToken] = OrderedDict()
+        self._good: OrderedDict[str, dict[str, Any]] = OrderedDict()  # claims of tokens that once were verified
 
     async def verify_token(self, token: str) -> AccessToken | None:
         """Return the caller's access token, or None after noting why it is refused."""
@@ -76,8 +77,14 @@ class SlipwayTokens(TokenVerifier):
 
     async def _accepted(self, token: str) -> dict[str, Any]:
         """Return the claims. Raises: TokenRefused with the real reason."""
+        claims = self._good.get(token)
         try:
-            claims = tokens.verify(self._secret, token)
+            if not claims or not claims["nbf"] <= time.time() < claims["exp"]:
+                claims = tokens.verify(self._secret, token)
+                # only time and the ledger can change what is so of the very same token
+                self._good[token] = claims
+                while len(self._good) > MAX_KNOWN:
+                    self._good.popitem(last=False)
         except tokens.TokenExpired:
             claims = tokens.verify(self._secret, token, late=True)
             _whose(claims)
