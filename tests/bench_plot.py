@@ -24,9 +24,10 @@ def plot(bars: list[Bar]) -> str:
     parts = []
     for number, bar in enumerate(bars):
         top = number * LINE + 34
-        share = min(1.0, bar.value / (bar.goal or bar.value or 1) / 2)
+        # without a goal there is nothing that a bar could be long beside
+        share = 0.0 if bar.goal is None else min(1.0, bar.value / (bar.goal or 1) / 2)
         good = bar.goal is None or (bar.value <= bar.goal if bar.most else bar.value >= bar.goal)
-        colour = "#8a8f98" if bar.goal is None else "#2c7a4b" if good else "#b3452c"
+        colour = "#2c7a4b" if good else "#b3452c"
         said = f"{bar.value:.3g} {bar.unit}" + (
             f"  ({'≤' if bar.most else '≥'} {bar.goal:g})" if bar.goal is not None else ""
         )
