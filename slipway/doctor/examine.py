@@ -20,6 +20,7 @@ from slipway.settings import Settings
 PATIENCE = 60.0  # seconds for everything but the soak
 LOG_TAIL = 512 * 1024  # bytes
 LOG_PATIENCE = 2.0  # seconds until a request must stand in a log
+SERVER_PATIENCE = 0.5  # seconds until the server must have written of what the edge passed on
 TOKEN_LIFE = 900  # seconds
 ROOMS = (transport, access, protocol, cors, streams)  # importing them fills CHECKS, in this order
 
@@ -152,15 +153,18 @@ def _is_ours(config: Settings, root: Path, asked: Asked) -> bool:
 
 def _logged(folder: Path, request_id: str) -> dict[str, Any]:
     """Return the line of the server's log about a request, or of the edge's, or {}."""
-    deadline = time.monotonic() + LOG_PATIENCE
+    begun = time.monotonic()
     while True:
         for name in ("server", "edge"):
             for line in (*_tail(folder / f"{name}.jsonl.1"), *_tail(folder / f"{name}.jsonl")):
                 if request_id in line:
                     with contextlib.suppress(ValueError):
                         found = json.loads(line)
-                        return {"by": name, "reason": found.get("reason") or found.get("refused"), **found}
-        if time.monotonic() > deadline:
+                        reason = found.get("reason") or found.get("refused")
+                        # of what the edge passed on, it may write before the server does, whose line says more
+                        if name == "server" or reason or time.monotonic() > begun + SERVER_PATIENCE:
+                            return {"by": name, "reason": reason, **found}
+        if time.monotonic() > begun + LOG_PATIENCE:
             return {}
         time.sleep(0.1)  # a log file has no event to wait for
 

@@ -486,3 +486,15 @@ def test_a_name_that_nobody_knows_is_told_at_once(shared_stack: Stack) -> None:
     done = doctor(shared_stack, "https://no-such-host.invalid/mcp")
     assert done.returncode == 1
     assert "name" in done.stdout and "unknown to this machine's DNS" in " ".join(done.stdout.split())
+
+
+def test_of_a_request_that_the_edge_passed_on_the_servers_line_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "edge.jsonl").write_text(
+        '{"request": {}, "request_id": "one"}\n{"refused": "origin", "request_id": "two"}\n'
+    )
+    line = '{"request_id": "one", "reason": "token refused: expired"}\n'
+    later = threading.Timer(0.25, lambda: (tmp_path / "server.jsonl").write_text(line))
+    later.start()
+    assert examine._logged(tmp_path, "one")["reason"] == "token refused: expired"
+    assert examine._logged(tmp_path, "two")["by"] == "edge"
+    later.join()
