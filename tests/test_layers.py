@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "limits": set(),
     "calls": {"knocks", "limits"},
     "audit": {"guards", "knocks", "sessions"},
+    "events": set(),
     "files": set(),
     "store": {"errors", "files"},
     "identity.ledger": {"store", "tokens"},
@@ -69,6 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lab.board": {"knocks", "lab.checkpoints", "lab.seats"},
     "lab.budget": {"lab.seats"},
     "lab.feed": {
+        "events",
         "identity.ledger",
         "knocks",
         "lab.board",
@@ -92,7 +94,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tokens",
     },
     "lab.rehearse": {"commandline", "edge", "errors", "lab.checkpoints", "operator", "settings", "stack", "tokens"},
-    "lab.routes": {"errors", "identity.admin", "lab.checkpoints", "lab.feed", "lab.seats", "tokens"},
+    "lab.routes": {"events", "errors", "identity.admin", "lab.checkpoints", "lab.feed", "lab.seats", "tokens"},
     "identity.consent": {
         "identity.admission",
         "identity.endpoints",
@@ -102,6 +104,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "identity.pages",
     },
     "identity.join": {
+        "events",
         "clients",
         "identity.admission",
         "identity.endpoints",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from html import escape
@@ -11,10 +10,10 @@ from typing import Any
 
 import segno
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
-from slipway import clients, tokens
+from slipway import clients, events, tokens
 from slipway.identity import pages
 from slipway.identity.admission import Admission, NotAdmitted
 from slipway.identity.endpoints import address_of, base_of
@@ -29,7 +28,6 @@ PURPOSE = "join"
 FIRST = "claude-code"  # the client whose configuration is open
 WATCH = 4 * 3600.0  # seconds that a page may wait for what comes
 RETRY = 15000  # milliseconds; each try is a request of the tunnel's quota
-BEAT = 15.0  # seconds between comments on a silent stream, against proxies that cut it
 LOOK = 0.3  # seconds
 
 
@@ -122,10 +120,7 @@ class Join:
         known = await self._grants.find("watches", digest(watch))
         if not known:
             return self._pages.sorry("Nothing is waited for here.", 404)
-        return StreamingResponse(
-            self._events(known["jti"]), media_type="text/event-stream",
-            headers={"cache-control": "no-store, no-transform", "x-accel-buffering": "no"},
-        )  # fmt: skip
+        return events.answer(self._events(known["jti"]))
 
     async def _events(self, jti: str) -> AsyncIterator[str]:
         # who is cut off must not come back at once, thirty at a time
@@ -136,26 +131,22 @@ class Join:
         while time.monotonic() - begun < WATCH:
             record = await self._ledger.get(jti)
             if record is None or record.revoked_at or record.ends_at() < time.time():
-                yield _event("over", {})
+                yield events.event("over", {})
                 return
             # before "connected": a page that has none of them waits for nothing after it
             if (reached := self._checkpoints(record.subject)) != shown:
                 shown = reached
-                yield _event("checkpoints", reached)
+                yield events.event("checkpoints", reached)
             if record.first_used_at and waiting:
                 waiting = False
-                yield _event("connected", {})
+                yield events.event("connected", {})
             if not waiting and len(shown.get("reached", [])) == len(shown.get("all", [])):
                 return  # nothing is left to tick off
-            if time.monotonic() - beat > BEAT:
+            if time.monotonic() - beat > events.BEAT:
                 beat = time.monotonic()
                 yield ": still waiting\n\n"
             await asyncio.sleep(LOOK)  # over replicas the ledger has no event to wait for
-        yield _event("over", {})
-
-
-def _event(name: str, content: dict[str, Any]) -> str:
-    return f"event: {name}\ndata: {json.dumps(content)}\n\n"
+        yield events.event("over", {})
 
 
 def _certificate(lan: Lan | None) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import segno
 
 from slipway import knocks
+from slipway.events import BEAT, event
 from slipway.identity.ledger import Ledger
 from slipway.lab import checkpoints
 from slipway.lab.board import Board
@@ -28,7 +29,6 @@ from slipway.store import Store, Trouble
 
 LOOK = 0.2  # seconds between two looks at the logs
 OFTEN = 0.25  # seconds between two events of a watcher
-BEAT = 15.0  # seconds of silence after which a comment is sent
 SAVE = 5.0  # seconds between two snapshots
 BREATH = 500  # lines that are read before others have their turn
 SLOW_LOOK = 1.0  # seconds between two looks at the lab, where others change it too; and at what time alone changes
@@ -244,7 +244,7 @@ class Feed:
         }  # fmt: skip
 
     async def events(self, *, named: bool) -> AsyncIterator[str]:
-        """Yield server-sent events (HTML Living Standard, 9.2) until the lab is over."""
+        """Yield events until the lab is over."""
         lab: Lab | None = None
         url, rows, door, spent = "", 0, 0, 0
         while True:
@@ -272,11 +272,6 @@ class Feed:
                 await asyncio.sleep(OFTEN)
             except TimeoutError:
                 yield ": beat\n\n"
-
-
-def event(name: str, content: Any) -> str:
-    """Return one server-sent event."""
-    return f"event: {name}\ndata: {json.dumps(content)}\n\n"
 
 
 def _row(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from slipway import tokens
+from slipway import events, tokens
 from slipway.errors import Problem
 from slipway.identity.admin import Handler, asked_for, guarded, private, text_of
 from slipway.lab import checkpoints
@@ -39,10 +39,10 @@ class Instructor:
             ("POST", "/admin/lab/lock", self._lock),
             ("POST", "/admin/lab/seats/{number:int}/{verb}", self._seat),
         ]
-        events = guarded(self._secret, self._events, tokens.BOARD_AUDIENCE)
+        watched = guarded(self._secret, self._events, tokens.BOARD_AUDIENCE)
         return [
             *(Route(path, guarded(self._secret, handler), methods=[method]) for method, path, handler in table),
-            Route("/admin/lab/events", events, methods=["GET"]),
+            Route("/admin/lab/events", watched, methods=["GET"]),
         ]
 
     async def _told(self, status: int = 200, **more: Any) -> Response:
@@ -121,7 +121,4 @@ class Instructor:
         if self._feed.board is None:
             return JSONResponse(NO_LAB, 404)
         named = request.query_params.get("view") != "projector"
-        return StreamingResponse(
-            self._feed.events(named=named), media_type="text/event-stream",
-            headers={"cache-control": "no-store, no-transform", "x-accel-buffering": "no"},
-        )  # fmt: skip
+        return events.answer(self._feed.events(named=named))
