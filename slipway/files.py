@@ -50,7 +50,7 @@ class Files:
         content: dict[str, Any] = {"version": 1, "key": key, "value": value}
         if ttl is not None:
             content["expires_at"] = (datetime.now(UTC) + timedelta(seconds=ttl)).isoformat()
-        await asyncio.to_thread(_write, self._path(collection, key), json.dumps(content))
+        await asyncio.to_thread(_keep, self._path(collection, key), json.dumps(content))
 
     async def delete(self, key: str, *, collection: str) -> bool:
         """Delete a value. Returns: whether there was one."""
@@ -116,8 +116,17 @@ def _content(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _write(path: Path, text: str) -> None:
+def _keep(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write(path, text)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file of mode 600 whole or not at all, whatever was there before; on the disk when this returns.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     handle, fresh = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:

@@ -24,6 +24,7 @@ import psutil
 import pytest
 from starlette.applications import Starlette
 
+from slipway import files
 from slipway.errors import Problem
 from slipway.lab import cards, drawing, page, watch
 from slipway.lab.cards import Card
@@ -367,7 +368,7 @@ def test_the_file_of_codes_is_private_also_where_an_open_one_lies(tmp_path: Path
     path = tmp_path / "cards.html"
     path.write_text("old")
     path.chmod(0o644)
-    cards.private(path, "new")
+    files.write(path, "new")
     assert (path.read_text(), mode(path)) == ("new", 0o600)
     assert list(tmp_path.iterdir()) == [path]
 

@@ -83,6 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "commandline",
         "edge",
         "errors",
+        "files",
         "lab.cards",
         "lab.checkpoints",
         "lab.watch",

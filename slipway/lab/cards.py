@@ -51,7 +51,7 @@ class Card:
 
 
 def html(title: str, join_url: str, cards: Sequence[Card], ends_at: float) -> str:
-    """Return the page, eight cards on a sheet. It holds the codes: write it with `private`.
+    """Return the page, eight cards on a sheet. It holds the codes: write it with `files.write`.
 
     Args:
         title: the lab's.
@@ -94,19 +94,6 @@ def _card(title: str, join_url: str, card: Card, until: str) -> str:
 
 def _safe(text: str, limit: int) -> str:
     return escape(printable(text, limit))
-
-
-def private(path: Path, content: str) -> None:
-    """Write a file that only its owner may read, whatever was there before.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
-        stream.write(content)
-    fresh.replace(path)
 
 
 def browser() -> str:

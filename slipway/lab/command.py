@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import segno
 
-from slipway import commandline, edge, settings, tokens
+from slipway import commandline, edge, files, settings, tokens
 from slipway.errors import Problem, command
 from slipway.lab import cards, checkpoints
 from slipway.lab.watch import kept_open, watch
@@ -187,7 +187,7 @@ def _end(server: Server, chosen: argparse.Namespace, config: settings.Settings) 
     told = answer["summary"]
     name = re.sub(r"[^a-z0-9]+", "-", lab["title"].lower()).strip("-") or "lab"
     file = _folder(config) / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{name}.json"
-    cards.private(file, json.dumps(told, indent=1) + "\n")
+    files.write(file, json.dumps(told, indent=1) + "\n")
     for each in ("cards.html", "cards.pdf"):
         (_folder(config) / each).unlink(missing_ok=True)
     return answer, "\n".join([
@@ -204,7 +204,7 @@ def _cards(server: Server, chosen: argparse.Namespace, config: settings.Settings
     file = Path(chosen.out) if chosen.out else _folder(config) / "cards.html"
     page = cards.html(lab["title"], lab["join_url"], [cards.Card(**card) for card in answer["cards"]], lab["ends_at"])
     try:
-        cards.private(file, page)
+        files.write(file, page)
     except OSError as error:
         raise Problem(f"{file} cannot be written: {error.strerror}.", "Name another: --out cards.html", 2) from None
     text = f"cards       {file} ({len(answer['cards'])} codes, for your eyes: print it, cut it, hand it out)"

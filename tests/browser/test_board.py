@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from slipway import files
 from slipway.identity import pages
 from slipway.lab import cards, page
 from tests.browser.conftest import SCREENS, Watched
@@ -421,7 +422,7 @@ def test_eight_cards_fit_on_a_sheet_of_both_papers_whatever_is_on_them(
     address = "https://a-very-long-name-of-a-tunnel-0123456789abcdef.eu.ngrok-free.app/join"
     long = "Katarzyna Wiśniewska-Brzęczyszczykiewicz of the third row"
     made = [cards.Card(seat, long if seat % 2 else "", "MWWM-3479") for seat in range(1, 31)]
-    cards.private(tmp_path / "cards.html", cards.html("MCP in ninety minutes " * 5, address, made, 1e9))
+    files.write(tmp_path / "cards.html", cards.html("MCP in ninety minutes " * 5, address, made, 1e9))
     page = chromium.new_page()
     page.goto((tmp_path / "cards.html").as_uri())
     page.emulate_media(media="print")
@@ -443,7 +444,7 @@ def sheets(pdf: bytes) -> int:
 def test_the_cards_become_a_private_pdf_by_the_browser_of_this_machine(tmp_path: Path) -> None:
     program("chromium", "chromium-browser", "google-chrome")
     made = [cards.Card(seat, "ana" if seat == 9 else "", f"ACDE-{3400 + seat}") for seat in range(1, 10)]
-    cards.private(tmp_path / "cards.html", cards.html("MCP", "https://x.example/join", made, 1e9))
+    files.write(tmp_path / "cards.html", cards.html("MCP", "https://x.example/join", made, 1e9))
     cards.pdf(tmp_path / "cards.html", tmp_path / "cards.pdf")
     assert sheets((tmp_path / "cards.pdf").read_bytes()) == 2
     assert stat.S_IMODE((tmp_path / "cards.pdf").stat().st_mode) == 0o600
