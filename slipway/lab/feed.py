@@ -196,11 +196,11 @@ class Feed:
                 when, host = float(content["ts"]), str(content["request"]["host"])
                 if when > counted and knocks.door(host) == "tunnel":
                     self.budget.take(when, int(content.get("size", 0)))
-            except (ValueError, TypeError, KeyError, RecursionError):
+                knock = knocks.from_edge(content) if self.board else None
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
                 return []
-            if not content.get("refused"):
-                return []
-        knock = knocks.parse(line) if self.board else None
+        else:
+            knock = knocks.parse(line) if self.board else None
         # a line is written at the end
         return [knock] if knock and knock.time + knock.ms / 1000 > since else []
 
@@ -232,7 +232,7 @@ class Feed:
         assert self.board  # noqa: S101
         lab = self.board.lab
         # where nobody new gets in there is nothing to point a phone at
-        code = "" if lab.locked else self._labs.codes(lab)[0]
+        code = "" if lab.locked else self._labs.code(lab)
         drawing = segno.make(f"{self._url}/join?code={code}", error="m").svg_data_uri(border=2) if code else ""
         return {
             "title": lab.title, "ends_at": lab.ends_at, "locked": lab.locked, "now": time.time(),

@@ -69,16 +69,16 @@ class Instructor:
             checkpoints=[{"id": name, **row} for name, row in rows.items()],
             url=text_of(asked, "url", ""), lan=asked.get("lan") is True,
         )  # fmt: skip
-        return await self._told(201, code=self._labs.codes(lab)[0])
+        return await self._told(201, code=self._labs.code(lab))
 
     async def _codes(self, _: Request) -> Response:
         lab = await self._labs.refresh()
         if lab is None:
             return JSONResponse(NO_LAB, 404)
-        everybody, own = self._labs.codes(lab)
+        own = self._labs.codes(lab)
         seats = {seat.number: seat.subject for seat in lab.seats}
         return await self._told(
-            code=everybody, cards=[{"seat": n, "name": seats[n], "code": code} for n, code in own.items()]
+            code=self._labs.code(lab), cards=[{"seat": n, "name": seats[n], "code": code} for n, code in own.items()]
         )
 
     async def _extend(self, request: Request) -> Response:
@@ -107,7 +107,7 @@ class Instructor:
         if verb not in ("reset", "revoke"):
             return JSONResponse({"error": f"A seat cannot be {verb[:20]!r}.", "cure": "reset or revoke"}, 404)
         lab, _, who = await (self._labs.reset if verb == "reset" else self._labs.revoke)(number)
-        return await self._told(who=who, code=self._labs.codes(lab)[1].get(number, ""))
+        return await self._told(who=who, code=self._labs.codes(lab).get(number, ""))
 
     async def _end(self, _: Request) -> Response:
         await self._feed.look()

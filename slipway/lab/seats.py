@@ -179,10 +179,13 @@ class Labs:
     def _ids(self, lab: Lab, seats: Sequence[Seat]) -> list[str]:
         return [self._invites.id_of(self._invites.code(seat.key(lab.id))) for seat in seats]
 
-    def codes(self, lab: Lab) -> tuple[str, dict[int, str]]:
-        """Return the code for all, and {seat: code}. They are made from the secret, and kept nowhere."""
-        own = {seat.number: self._invites.code(seat.key(lab.id)) for seat in lab.seats if not seat.revoked}
-        return self._invites.code(lab.everybody()), own
+    def code(self, lab: Lab) -> str:
+        """Return the code for all. It is made from the secret, and kept nowhere."""
+        return self._invites.code(lab.everybody())
+
+    def codes(self, lab: Lab) -> dict[int, str]:
+        """Return {seat: code} of the seats that are not revoked. They are made as the one for all is."""
+        return {seat.number: self._invites.code(seat.key(lab.id)) for seat in lab.seats if not seat.revoked}
 
     async def extend(self, until: float) -> Lab:
         """Let the lab, its codes and the tokens of its seats live until then."""
@@ -244,7 +247,7 @@ class Labs:
             lab = await self._lab()
             for seat in lab.seats:
                 await self._put_out(seat.subject)
-            everybody = self._invites.id_of(self._invites.code(lab.everybody()))
+            everybody = self._invites.id_of(self.code(lab))
             await self._invites.forget([*self._ids(lab, lab.seats), everybody])
             await self._store.delete(CURRENT, collection=COLLECTION)
             self._know(None)
