@@ -10,8 +10,20 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent / "node"
 NEEDED = (22, 19)  # what the Inspector asks for
+
+
+def installed() -> Path:
+    """Return the folder that `install` made; where it cannot, the test is skipped, and in CI it fails."""
+    try:
+        return install()
+    except RuntimeError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
 
 
 def install() -> Path:

@@ -88,6 +88,7 @@ class Feed:
             except Exception as error:  # whatever a log holds, the board goes on after it
                 log.warning("the board is not up to date: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(SLOW_LOOK)
+            # a log file has no event to wait for that works on every system
             await asyncio.sleep(LOOK if self._tails else SLOW_LOOK)
 
     async def look(self) -> None:

@@ -104,7 +104,7 @@ class Rehearsal:
         while not await true():
             if time.monotonic() > deadline:
                 return False
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # what is looked for has no event of its own
         return True
 
     async def _stuck(self, seat: Seat, word: str) -> tuple[bool, str]:
@@ -200,7 +200,7 @@ class Rehearsal:
                         if line.startswith("event: "):
                             name = line.removeprefix("event: ")
                             self._events[name] = self._events.get(name, 0) + 1
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.3)  # between two tries, while the server is away
 
     # --- the play
 
@@ -328,7 +328,7 @@ class Rehearsal:
             return False
 
         cut = [asyncio.create_task(call(seat)) for seat in self.seats[:10]]
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(0.7)  # a call that runs is in no log yet: by now they all count down
         await asyncio.to_thread(stack.crash, self._config)
         up = await self._until(lambda: asyncio.to_thread(stack.answers, self._config), 60)
         ended = await asyncio.wait_for(asyncio.gather(*cut), 60)
