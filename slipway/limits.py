@@ -22,6 +22,8 @@ from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from slipway import connections
+
 PATIENCE = 0.5  # seconds in which the shared counters must answer
 REST = 5.0  # seconds for which we count alone after they did not
 LISTENING = "subscriptions/listen"  # the newest era's stream (MCP 2026-07-28, Subscriptions)
@@ -79,11 +81,12 @@ class Limits:
         self._default = default
         self._away = away
         self._near = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._far = (
-            SlidingWindowCounterRateLimiter(RedisStorage(f"async+{redis_url}", implementation="redispy"))
-            if redis_url
-            else None
-        )
+        self._far: SlidingWindowCounterRateLimiter | None = None
+        if redis_url:
+            storage = RedisStorage(
+                f"async+{redis_url}", implementation="redispy", connection_pool=connections.pool(redis_url)
+            )
+            self._far = SlidingWindowCounterRateLimiter(storage)
         self._alone_until = -math.inf
         self.taken: Counter[tuple[str, str]] = Counter()  # (what, whose) → how many at this moment
 

@@ -21,10 +21,11 @@ from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse
 
+from slipway import connections
+from slipway.connections import PATIENCE
 from slipway.errors import Problem
 from slipway.files import Damaged, Files
 
-PATIENCE = 2.0  # seconds in which a shared store must answer
 AT_START = 4.0  # seconds in which it must have begun to; in a swarm both start at once
 RETRY = 0.2  # seconds
 LOCK_LIFE = 10.0  # seconds after which the lock of a replica that died is free again
@@ -92,9 +93,11 @@ class Store:
         self._redis = redis
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._where = where
-        self._failures: tuple[type[Exception], ...] = (OSError, TimeoutError, *_redis_errors(redis))
+        of_redis = [connections.error()] if redis else []
+        self._failures: tuple[type[Exception], ...] = (OSError, TimeoutError, *of_redis)
         self._mark = ""
-        self._fresh = False  # a connection was made since we last looked whose it is
+        self._connections = 0  # made so far
+        self._recognised = 0  # so many of them when we last began to look whose they are, and knew
         self._lost = False
         self._since = 0.0
         self._unwritable = ""
@@ -194,18 +197,20 @@ class Store:
         try:
             async with asyncio.timeout(patience if self._redis else None):
                 answer = await ask()
-                if self._fresh and not _restoring.get():
+                # not only who connected looks: the answer of anybody may have come over a new connection
+                if self._recognised < self._connections and not _restoring.get():
                     await self._recognise()
         except self._failures as error:
             self._fell(error)
-            raise self._trouble(_words(error), answered=bool(self._redis) and _is_an_answer(error)) from None
+            answered = bool(self._redis) and connections.is_an_answer(error)
+            raise self._trouble(_words(error), answered=answered) from None
         if self._lost and not _restoring.get():
             raise self._trouble("it came back without its memory")
         return answer
 
     def _fell(self, error: Exception) -> None:
         """Note that a shared store does not answer; an answer that is an error is none of that."""
-        if not self._redis or self.away or _is_an_answer(error):
+        if not self._redis or self.away or connections.is_an_answer(error):
             return
         self.away, self._since = True, time.monotonic()
         goes_on = (
@@ -218,16 +223,17 @@ class Store:
     async def connected(self, connection: Any) -> None:
         """Set a new connection up, and remember to look whose it is."""
         await connection.on_connect()
-        self._fresh = True
+        self._connections += 1
 
     async def _recognise(self) -> None:
         """Find out whether the Redis that we are connected to is the one that we knew."""
-        self._fresh = False
+        made = self._connections
         await self._redis.set(MARK, secrets.token_hex(8), nx=True)
         mark = str(await self._redis.get(MARK))
         if self._mark and mark != self._mark and not self._lost:
             self._lost, self.away, self._since = True, True, self._since or time.monotonic()
         self._mark = mark
+        self._recognised = max(self._recognised, made)
 
     async def _look(self) -> None:
         passed = _restoring.set(True)
@@ -291,21 +297,6 @@ def _words(error: Exception) -> str:
     return (getattr(error, "strerror", None) or type(error).__name__).lower()
 
 
-def _redis_errors(redis: Any) -> tuple[type[Exception], ...]:
-    if redis is None:
-        return ()
-    from redis.exceptions import RedisError
-
-    return (RedisError,)
-
-
-def _is_an_answer(error: Exception) -> bool:
-    """Tell whether Redis answered with an error: it is full or read-only, or the lock was another's."""
-    from redis.exceptions import LockError, ResponseError
-
-    return isinstance(error, ResponseError | LockError)
-
-
 def open_store(folder: Path, redis_url: str = "", *, serves_on: bool = False) -> Store:
     """Return the store.
 
@@ -317,9 +308,6 @@ def open_store(folder: Path, redis_url: str = "", *, serves_on: bool = False) ->
     if redis_url:
         from key_value.aio.stores.redis import RedisStore
         from redis.asyncio import Redis
-        from redis.asyncio.retry import Retry
-        from redis.backoff import ExponentialBackoff
-        from redis.exceptions import ConnectionError as Broken
 
         where = urlsplit(redis_url)
         connecting: list[Store] = []
@@ -327,12 +315,7 @@ def open_store(folder: Path, redis_url: str = "", *, serves_on: bool = False) ->
         async def connected(connection: Any) -> None:
             await connecting[0].connected(connection)
 
-        client = Redis.from_url(
-            redis_url, decode_responses=True, socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE,
-            redis_connect_func=connected,
-            # a connection that broke while nobody used it says nothing of Redis; one that is silent does
-            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 3, supported_errors=(Broken,)),
-        )  # fmt: skip
+        client = Redis.from_pool(connections.pool(redis_url, decode_responses=True, redis_connect_func=connected))
         named = f"{where.hostname}:{where.port or 6379}"
         connecting.append(Store(RedisStore(client=client), client, where=named, serves_on=serves_on))
         return connecting[0]

@@ -174,6 +174,15 @@ class Stack:
         path = self.config.state / "log" / f"{name}.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def lines(self, **told: object) -> list[dict[str, Any]]:
+        """Return the server's lines that tell this, once there is one; it is written after the answer."""
+
+        def found() -> list[dict[str, Any]]:
+            return [line for line in self.log("server") if told.items() <= line.items()]
+
+        wait_until(found, what=f"a line that tells {told}")
+        return found()
+
 
 @pytest.fixture(scope="session")
 def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:

@@ -178,8 +178,7 @@ async def test_who_screened_is_the_tokens_subject_and_no_argument(desk: Stack, e
             assert answer["screened_by"] == "analyst.demo@example.com"
             with pytest.raises(ToolError, match="screened_by"):
                 await client.call_tool(tool, arguments | {"screened_by": "somebody else"})
-    lines = [line for line in desk.log("server") if line.get("tool") == "summarize_alert"]
-    assert lines[-1]["subject"] == "analyst.demo@example.com"
+    assert desk.lines(tool="summarize_alert", subject="analyst.demo@example.com")
 
 
 @pytest.mark.parametrize(

@@ -281,8 +281,7 @@ def test_the_log_knows_the_client_era_tool_and_subject_of_a_session(shared_stack
         "mcp-protocol-version": "2025-11-25",
     }
     post(shared_stack, "tools/call", session, name="add", arguments={"a": 41, "b": 1})
-    wait_until(lambda: [line for line in shared_stack.log("server") if line["request_id"] == "who-1"])
-    (line,) = [line for line in shared_stack.log("server") if line["request_id"] == "who-1"]
+    (line,) = shared_stack.lines(request_id="who-1")
     assert (line["client"], line["era"], line["tool"], line["subject"]) == ("probe 9", "2025-11-25", "add", "ana")
     assert "41" not in json.dumps({k: v for k, v in line.items() if k not in ("time", "ms", "jti", "bytes_out")})
 

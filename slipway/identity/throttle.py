@@ -17,7 +17,7 @@ from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from limits.errors import StorageError
 
-PATIENCE = 2.0  # seconds in which a shared store must answer
+from slipway.connections import PATIENCE, pool
 
 Result = TypeVar("Result")
 
@@ -48,9 +48,8 @@ class Throttle:
         self._shared: MovingWindowRateLimiter | None = None
         if redis_url:
             storage = RedisStorage(
-                f"async+{redis_url}", wrap_exceptions=True, implementation="redispy",
-                socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE,
-            )  # fmt: skip
+                f"async+{redis_url}", wrap_exceptions=True, implementation="redispy", connection_pool=pool(redis_url)
+            )
             self._shared = MovingWindowRateLimiter(storage)
 
     def _keys(self, address: str) -> list[tuple[RateLimitItem, str]]:

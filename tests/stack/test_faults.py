@@ -508,8 +508,8 @@ def test_a_server_starts_over_damaged_state_and_opens_nothing_that_was_closed(
     (folder / "tokens" / "halfway.tmp").write_bytes(b"{")
     stack.start("server")
     assert [status(stack, each["token"]) for each in (good, closed, of_bo)] == [200, 401, 401]
-    said = [str(line.get("reason", "")) for line in stack.log("server")]
-    assert any(f"tokens/{closed['jti']} of the state is damaged" in line for line in said)
+    what = f"tokens/{closed['jti']} of the state is damaged"
+    wait_until(lambda: any(what in str(line.get("reason")) for line in stack.log("server")), what="that it is told")
     assert ask(stack, "GET", f"/tokens/{closed['jti']}").json()["purpose"] == "its record is damaged"
     stack.kill("server")
     (folder / "cutoffs" / "index.json").write_bytes(b"\0\0\0")

@@ -274,7 +274,7 @@ async def test_what_went_wrong_by_accident_is_the_operators_alone(make_stack: Ma
                 await asking
             assert "swordfish" not in str(told_too.value)
     wait_until(lambda: f"request {number}: ValueError: the password is swordfish" in running.text("server"))
-    assert any(line.get("request_id") == number for line in running.log("server"))
+    assert running.lines(request_id=number)
 
 
 async def test_a_setting_shows_callers_what_went_wrong(make_stack: Make) -> None:

@@ -268,8 +268,7 @@ async def test_scopes_speak_of_the_public_names(stacks: Callable[[str], Stack]) 
             await c.call_tool("two_add", {"a": 1, "b": 2})
     async with connect(stacks("several"), "newest", tools="one_add") as c:
         assert (await c.call_tool("one_add", {"a": 1, "b": 2})).data == 3
-    lines = [line for line in stacks("several").log("server") if line.get("tool") == "one_add"]
-    assert lines[-1]["subject"] == "ana"
+    assert stacks("several").lines(tool="one_add", subject="ana")
 
 
 # --- children

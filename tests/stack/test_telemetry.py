@@ -220,8 +220,7 @@ async def test_the_callers_span_is_the_parent_of_ours_in_the_log_too_and_no_argu
     assert b"geheim" not in collector.raw and stack.token().encode()[:20] not in collector.raw
     assert all(len(span["name"]) <= 200 for span in collector.spans)
     assert collector.headers[0]["authorization"] == "Bearer key" and collector.headers[0]["x-team"] == "demo"
-    calls = [line for line in stack.log("server") if line.get("method") == "tools/call"]
-    assert {line["trace_id"] for line in calls} == {ID}
+    assert {line["trace_id"] for line in stack.lines(method="tools/call")} == {ID}
     # our own probes at the start made none
     assert {span["trace"] for span in collector.spans} == {ID}
 
@@ -235,27 +234,17 @@ async def test_meta_is_the_parent_where_http_has_none_and_a_trace_of_ours_is_in_
         await caller.call_tool("add", {"a": 1, "b": 2}, meta={"traceparent": PARENT})
         await caller.call_tool("whoami", meta={"traceparent": "00-nonsense"})
     wait_until(lambda: collector.named("tools/call whoami"), 30, "the spans")
-    wait_until(lambda: [line for line in stack.log("server") if line.get("tool") == "whoami"], 10, "the lines")
+    stack.lines(tool="whoami")
     lines = {line.get("tool"): line.get("trace_id") for line in stack.log("server")}
     assert lines["add"] == ID
     assert collector.named("tools/call whoami")[-1]["trace"] == lines["whoami"] != ID
-
-
-def lines_of(stack: Stack, request_id: str) -> list[dict[str, object]]:
-    """Return what the log says of a request; it is written behind a queue."""
-
-    def found() -> list[dict[str, object]]:
-        return [line for line in stack.log("server") if line.get("request_id") == request_id]
-
-    wait_until(found, 10, "the line")
-    return found()
 
 
 async def test_without_a_collector_the_callers_trace_is_noted_and_a_malformed_one_is_not(shared_stack: Stack) -> None:
     for parent, noted in ((PARENT, ID), ("00-XYZ-1-01", None), (PARENT[:-2] + "zz", None)):
         name = f"probe-{parent[-4:]}"
         httpx2.post(shared_stack.edge_url, headers={"traceparent": parent, "x-request-id": name})
-        line = lines_of(shared_stack, name)[0]
+        line = shared_stack.lines(request_id=name)[0]
         assert line.get("trace_id") == noted
 
 
