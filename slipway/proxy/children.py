@@ -16,6 +16,7 @@ from typing import Any
 import mcp_types as mt
 from fastmcp.client.transports import StdioTransport
 from fastmcp.server.dependencies import get_access_token
+from mcp.client.session import ClientSession
 from mcp.shared.exceptions import MCPError
 
 from slipway import knocks, targets
@@ -67,6 +68,11 @@ class _Stdio(StdioTransport):
         """Tell whether the child runs."""
         return self._connect_task is not None and not self._connect_task.done() and not self._is_session_dead()
 
+    def opened(self) -> ClientSession | None:
+        """Return the session with the child, once both have introduced themselves."""
+        session = self._session
+        return session if session and self.alive() and session.protocol_version else None
+
     async def connect(self, **options: Any) -> Any:
         """Start the child unless it runs.
 
@@ -102,7 +108,9 @@ class Children(Upstream):
         stderr = _Stderr(f"{self.name}{f' ({whose})' if whose else ''}", self._log)
         transport = _Stdio(self._target, self._environment, stderr)
         # the handshake era: every stdio server speaks it, and only it carries what a server asks its client
-        relay = Relay(transport, mode="legacy", init_timeout=START_TIMEOUT).on(Line(self.name, self.changed))
+        relay = Relay(transport, mode="legacy", init_timeout=START_TIMEOUT).on(
+            Line(self.name, self.changed), transport.opened
+        )
         return transport, relay
 
     async def client(self) -> Relay:
