@@ -92,6 +92,8 @@ def children(config: settings.Settings, root: Path = ROOT) -> dict[str, tuple[li
     shared = settings.environment(config, root)
     served = targets.clean_environment(os.environ, own) | shared
     served |= {"PYTHONUNBUFFERED": "1", "FASTMCP_ENV_FILE": os.devnull, "DATA_DIR": str(state / "data")}
+    # the event store's library checks the types of its own calls: a tenth of a second at start
+    served["PY_KEY_VALUE_DISABLE_BEARTYPE"] = "true"
     for name, secret in (
         ("SLIPWAY_TARGET_HEADERS", config.target_headers),
         ("REDIS_URL", config.redis_url),
