@@ -16,16 +16,17 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-BEFORE_SEND, PATIENCE = 0.15, 30.0  # seconds: calls that are not counted; for one answer
+BEFORE, PATIENCE = 0.15, 30.0  # seconds: of calls before those that are counted; for one answer
 
 
 class Caller(asyncio.Protocol):
     """One connection, one call after the other."""
 
-    def __init__(self, request: bytes, expect: bytes, codes: Counter[str]) -> None:
+    def __init__(self, request: bytes, expect: bytes, codes: Counter[str], times: list[float]) -> None:
         self._request = request
         self._expect = expect
         self._codes = codes
+        self._times = times
         self._came = bytearray()
         self._transport: Any = None
         self.until = 0.0
@@ -53,7 +54,8 @@ class Caller(asyncio.Protocol):
         status = lines[9:12].decode()
         self._codes["ok" if status == "200" and self._expect in self._came else status] += 1
         self._came.clear()
-        if time.perf_counter() < self.until:
+        self._times.append(time.perf_counter())
+        if self._times[-1] < self.until:
             self.call()
         elif not self.over.done():
             self.over.set_result(None)
@@ -75,35 +77,38 @@ def request(url: str, headers: dict[str, str], body: bytes) -> bytes:
 
 
 async def load(job: dict[str, Any]) -> dict[str, Any]:
-    """Call from many connections for a while. Returns: the calls, the seconds, what was answered."""
-    where, codes = urlsplit(job["url"]), Counter[str]()
+    """Call from many connections for a while.
+
+    The callers begin over `spread` seconds, as people do. What is counted is what was answered between two answers,
+    the first of which came when all had begun: so neither beginning nor end, when few calls are open, is in it.
+
+    Returns: the calls a second, all calls, and what was answered.
+    """
+    where, codes, times = urlsplit(job["url"]), Counter[str](), list[float]()
     trust = ssl.create_default_context(cafile=job["ca"]) if where.scheme == "https" else None
+    loop, spread = asyncio.get_running_loop(), job["spread"]
     callers: list[Caller] = []
     for number in range(job["clients"]):
         head = job["headers"][number % len(job["headers"])]
         text = request(job["url"], head, job["body"].encode())
-        _, caller = await asyncio.get_running_loop().create_connection(
-            lambda text=text: Caller(text, job["expect"].encode(), codes), where.hostname, where.port, ssl=trust
-        )
+        _, caller = await loop.create_connection(
+            lambda text=text: Caller(text, job["expect"].encode(), codes, times),
+            where.hostname, where.port, ssl=trust,
+        )  # fmt: skip
         callers.append(caller)
-
-    async def during(seconds: float) -> float:
-        begun = time.perf_counter()
-        for caller in callers:
-            caller.until = begun + seconds
-            caller.over = asyncio.get_running_loop().create_future()
-            caller.call()
-        async with asyncio.timeout(seconds + PATIENCE):
-            await asyncio.gather(*(caller.over for caller in callers))
-        return time.perf_counter() - begun
-
-    await during(BEFORE_SEND)
-    codes.clear()
-    took = await during(job["seconds"])
-    found = dict(codes)
+    counted = time.perf_counter() + BEFORE + 2 * spread
+    for number, caller in enumerate(callers):
+        caller.until = counted + job["seconds"]
+        loop.call_later(spread * number / len(callers), caller.call)
+    async with asyncio.timeout(BEFORE + 2 * spread + job["seconds"] + PATIENCE):
+        await asyncio.gather(*(caller.over for caller in callers))
     for caller in callers:
         caller.close()
-    return {"calls": found.get("ok", 0), "seconds": took, "codes": found}
+    first = max((index for index, when in enumerate(times) if when <= counted), default=0)
+    last = max((index for index, when in enumerate(times) if when <= callers[0].until), default=0)
+    last = last if last > first else len(times) - 1  # slower than a call in that time
+    rate = (last - first) / (times[last] - times[first]) if last > first else 0.0
+    return {"rate": rate, "calls": len(times), "codes": dict(codes)}
 
 
 async def main() -> None:

@@ -62,12 +62,14 @@ class Client:
             [sys.executable, "-m", "tests.bench_client"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def rate(self, way: Way, seconds: float, clients: int, message: Message) -> tuple[float, float]:
-        """Return calls per second, and the servers' CPU seconds of a call."""
+    def rate(
+        self, way: Way, seconds: float, clients: int, message: Message, spread: float = 0
+    ) -> tuple[float, float]:
+        """Return calls per second, and the servers' CPU seconds of a call; the clients begin over `spread` seconds."""
         headers, body = message
         heads = [headers | ({"authorization": f"Bearer {token}"} if token else {}) for token in way.tokens or [""]]
         job = {"url": way.url, "ca": way.ca, "headers": heads, "body": body, "seconds": seconds, "clients": clients,
-               "expect": "5"}  # fmt: skip
+               "expect": "5", "spread": spread}  # fmt: skip
         assert self._process.stdin
         assert self._process.stdout
         before = way.cpu()
@@ -75,7 +77,7 @@ class Client:
         self._process.stdin.flush()
         done = json.loads(self._process.stdout.readline())
         assert set(done["codes"]) == {"ok"}, f"{way.url}: {done}"
-        return done["calls"] / done["seconds"], (way.cpu() - before) / done["calls"]
+        return done["rate"], (way.cpu() - before) / done["calls"]
 
     def close(self) -> None:
         assert self._process.stdin
@@ -174,13 +176,14 @@ class Run:
         clients: int = 16,
         seconds: float = 0,
         rounds: int = 0,
+        spread: float = 0,
     ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
         """Let all take turns: A B A B … Returns: calls per second, and CPU seconds of a call."""
         rates: dict[str, list[float]] = {name: [] for name in ways}
         costs: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(rounds or self.rounds):
             for name, way in ways.items():
-                rate, cost = self.client.rate(way, seconds or self.seconds, clients, messages[name])
+                rate, cost = self.client.rate(way, seconds or self.seconds, clients, messages[name], spread)
                 rates[name].append(rate)
                 costs[name].append(cost)
         return rates, costs

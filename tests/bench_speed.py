@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from slipway import stack as stacks
 from slipway.tunnels import TunnelOptions, open_tunnel
 from tests import ngrok_agent
@@ -211,14 +213,16 @@ def cold(run: Run) -> Iterator[Row]:
     for _ in range(3 if run.quick else 5):
         (port,) = free_ports(1)
         command = [sys.executable, str(SERVER), "json", str(port), "one"]
-        bare.append(answered(command, dict(os.environ), Way(f"http://127.0.0.1:{port}/mcp"))[0])
-        ours.append(answered(*ready(run))[0])
-    note = f"{statistics.median(ours):.2f} s beside {statistics.median(bare):.2f} s"
-    yield Row("5 exec to the first answered call / bare", over(ours, bare), 1.3, most=True, note=note)
+        bare.append(answered(command, dict(os.environ), Way(f"http://127.0.0.1:{port}/mcp")))
+        ours.append(answered(*ready(run)))
+    for index, what, goal in ((0, "exec to the first answered call", 1.3), (1, "the same, CPU", None)):
+        mine, other = ([each[index] for each in all_of] for all_of in (ours, bare))
+        note = f"{statistics.median(mine):.2f} s beside {statistics.median(other):.2f} s"
+        yield Row(f"5 {what} / bare", over(mine, other), goal, most=True, note=note)
     command, environment, way = ready(run)
     log = run.folder / "imports"
     with log.open("w") as out:
-        _, before = answered(command, environment | {"PYTHONPROFILEIMPORTTIME": "1"}, way, out)
+        _, _, before = answered(command, environment | {"PYTHONPROFILEIMPORTTIME": "1"}, way, out)
     lines = [line.split("|") for line in log.read_text().splitlines() if line.startswith("import time:")]
     times = [(part[2].strip(), int(part[0].split(":")[1])) for part in lines if "self" not in part[0]]
     own = sum(took for name, took in times if name.split(".")[0] in ("slipway", "examples"))
@@ -242,8 +246,11 @@ def ready(run: Run) -> tuple[list[str], dict[str, str], Way]:
 
 def answered(
     command: list[str], environment: dict[str, str], way: Way, log: Any = subprocess.DEVNULL
-) -> tuple[float, int]:
-    """Start it, call it, end it. Returns: the seconds to the answer, and how many lines of `log` were there before."""
+) -> tuple[float, float, int]:
+    """Start it, call it, end it.
+
+    Returns: the seconds to the answer, the CPU seconds to it, and how many lines of `log` were there before.
+    """
     lines = 0
     begun = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
@@ -262,7 +269,8 @@ def answered(
                     while b"5" not in came.partition(b"\r\n\r\n")[2]:
                         came += link.recv(65536)
                     assert b" 200 " in came[:20], came
-                    return time.perf_counter() - begun, lines
+                    used = psutil.Process(process.pid).cpu_times()
+                    return time.perf_counter() - begun, used.user + used.system, lines
             except ConnectionRefusedError:
                 time.sleep(0.003)
     finally:
@@ -287,11 +295,11 @@ def replicas(run: Run) -> Iterator[Row]:
         ways = {"one": Way(second.edge_url, [second.token()]), "two": Way(first.edge_url, [first.token()])}
         for way in ways.values():
             way.pids = [second.processes["server"].pid]
-        for name, message, clients, goal in (
-            ("waits (2 s, in a thread)", call("newest", "wait", {"seconds": 2.0}), 560, 1.7),
-            ("computes (5 ms)", call("newest", "compute", {"rounds": 80_000}), 16, None),
+        for name, message, clients, goal, lasts in (
+            ("waits (2 s, in a thread)", call("newest", "wait", {"seconds": 2.0}), 560, 1.7, 2.0),
+            ("computes (5 ms)", call("newest", "compute", {"rounds": 80_000}), 16, None, 0.0),
         ):
-            rates, _ = run.turns(ways, dict.fromkeys(ways, message), clients, 3.0 if clients > 16 else 0, 2)
+            rates, _ = run.turns(ways, dict.fromkeys(ways, message), clients, 3 * lasts, 2, lasts)
             note = f"{statistics.median(rates['two']):.0f} beside {statistics.median(rates['one']):.0f} calls/s"
             what = f"6 two replicas / one, a tool that {name}, calls/s"
             yield Row(what, over(rates["two"], rates["one"]), goal, note=note)
