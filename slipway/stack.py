@@ -322,7 +322,7 @@ def _kept(config: settings.Settings) -> note.Lan | None:
     """Return what a lab opened in the local network, unless this machine is in another one by now."""
     lan = note.read(ROOT / config.state)
     if lan and not network.is_ours(lan.address):
-        say(f"this machine is no longer {lan.address}: the edge answers on loopback only")
+        say(f"this machine is no longer {lan.address}: the edge answers on loopback only until lab new … --lan again")
         note.write(ROOT / config.state, None)
         restart_edge(config)
         return None

@@ -113,7 +113,9 @@ def main(argv: list[str]) -> int:
     tails = [knocks.Tail(log) for log in logs]
     found = sorted((knock for log in logs for knock in _kept(log) if wanted(knock)), key=lambda knock: knock.time)
     if names:
-        _add_up(found, names)
+        # a call whose client left before its tool ended has two lines; the second tells how it ended
+        once = {(knock.request_id or id(knock), knock.time): knock for knock in found}
+        _add_up(once.values(), names)
         return 0 if found else 1
     for knock in found if chosen.all else found[-chosen.last :] if chosen.last > 0 else []:
         _print(knock, as_json=chosen.json)

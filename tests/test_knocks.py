@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from slipway import knocks
+from slipway import knocks, trail
 from slipway.knocks import Knock, Tail
 
 
@@ -41,6 +41,24 @@ def test_a_record_survives_writing_and_reading(tmp_path: Path) -> None:
     assert back
     assert (back.tool, back.subject, back.status) == ("add", "ana", 200)
     assert "tools/call add" in knocks.render(back)
+
+
+def test_a_call_whose_client_left_is_added_up_once_as_its_tool_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = knocks.open_log(tmp_path / "log" / "server.jsonl")
+    knock = Knock(time=1e9, request_id="x", tool="slow", status=499, outcome="left")
+    knocks.write(logger, knock)
+    knock.written(lambda late: knocks.write(logger, late))
+    knock.tool_ended("ok", 2.0)
+    for _ in range(2):
+        knocks.announce(logger, "the tool list changed")
+    flush(logger)
+    monkeypatch.setenv("SLIPWAY_STATE", str(tmp_path))
+    assert trail.main(["--count", "tool,outcome"]) == 0
+    assert sorted(line.split() for line in capsys.readouterr().out.splitlines()) == [
+        ["1", "slow", "ok"], ["2", "-", "-"], ["calls", "tool", "outcome"],
+    ]  # fmt: skip
 
 
 def test_every_generation_of_the_log_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

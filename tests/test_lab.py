@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import copy
+import io
+import itertools
 import json
 import subprocess
 import time
@@ -10,17 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
-from slipway import knocks
+from slipway import knocks, settings, tokens
 from slipway.errors import Problem
+from slipway.identity.grants import Grants, digest
+from slipway.identity.invites import Invites
 from slipway.identity.ledger import Ledger
+from slipway.identity.names import Names
 from slipway.knocks import Knock
 from slipway.lab import checkpoints, command
 from slipway.lab.board import NEVER, Board
 from slipway.lab.budget import LEAST, Budget, plan
 from slipway.lab.feed import Feed
-from slipway.lab.seats import Lab, Seat
-from slipway.store import open_store
+from slipway.lab.routes import Instructor
+from slipway.lab.seats import MAX_SEATS, Lab, Labs, Seat
+from slipway.lan import note
+from slipway.store import Store, Trouble, open_store
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = {
@@ -28,6 +38,8 @@ ROWS = {
     "again": {"title": "After a 401", "lab": "02", "first": {"status": [401]}, "when": {"outcome": "ok"}},
     "progress": {"title": "Saw progress", "lab": "02", "when": {"progress": True}},
 }
+SECRET = tokens.Secret("0123456789abcdef" * 4)
+numbers = itertools.count(1)
 
 
 def lab(**more: Any) -> Lab:
@@ -42,6 +54,7 @@ def board() -> Board:
 
 def knock(subject: str = "ana", **more: Any) -> Knock:
     given = {"time": time.time(), "subject": subject, "method": "tools/call", "tool": "add", "path": "/mcp"}
+    given["request_id"] = f"r{next(numbers)}"
     return Knock(**{**given, "status": 200, "outcome": "ok", "ms": 5.0, "http": "POST", **more})
 
 
@@ -103,6 +116,9 @@ def test_a_checkpoint_that_can_never_be_reached_is_refused(rows: dict[str, Any],
         ({"status": 413}, "413 too large"),
         ({"status": 415}, "415 content type"),
         ({"status": 400}, "400 bad request"),
+        ({"status": 400, "outcome": "limited", "limit": "json"}, "400 bad request"),
+        ({"status": 408, "outcome": "limited", "limit": "slow_body"}, "408 body too slow"),
+        ({"outcome": "limited", "limit": "answer"}, "result too large"),
         ({"status": 429, "outcome": "limited"}, "limit hit"),
         ({"outcome": "limited"}, "limit hit"),
         ({"status": 503, "outcome": "error"}, "server away"),
@@ -118,10 +134,11 @@ def test_the_board_says_why_a_seat_is_stuck_until_it_is_not(more: dict[str, Any]
     assert (row(known)["stuck"], row(known)["cure"]) == ("", "")
 
 
+@pytest.mark.parametrize("path", ["/mcp", "/mcp/"])
 @pytest.mark.parametrize("http", ["GET", "DELETE"])
-def test_a_client_that_leaves_is_not_stuck(http: str) -> None:
+def test_a_client_that_leaves_is_not_stuck(http: str, path: str) -> None:
     known = board()
-    known.take(knock(http=http, method="", status=405, outcome="refused"))
+    known.take(knock(http=http, path=path, method="", status=405, outcome="refused"))
     assert row(known)["stuck"] == ""
     known.take(knock(status=406, outcome="refused"))
     known.take(knock(http=http, method="", status=404, outcome="refused"))
@@ -155,6 +172,24 @@ def test_calls_errors_and_the_p95_are_counted_and_survive() -> None:
     assert row(again) == told
     blind = row(again, named=False)
     assert (blind["name"], blind["client"], blind["payload"], blind["calls"]) == ("", "", "", 100)
+
+
+@pytest.mark.parametrize("first", [{"status": 499, "outcome": "left"}, {"outcome": "ok", "ms": 900.0}])
+@pytest.mark.parametrize(("outcome", "errors", "p95"), [("ok", 0, 70.0), ("error", 1, 70.0), ("cancelled", 1, 0.0)])
+def test_a_call_whose_client_left_counts_once_and_as_its_tool_ended(
+    first: dict[str, Any], outcome: str, errors: int, p95: float
+) -> None:
+    known, when = board(), time.time()
+    known.take(knock(time=when, request_id="x", **first))
+    again = board()
+    again.recall(json.loads(json.dumps(known.kept())))
+    for each in (known, again):
+        each.take(knock(time=when, request_id="x", outcome=outcome, ms=70.0))
+        told = row(each)
+        assert (told["calls"], told["errors"], told["p95"]) == (1, errors, p95)
+    # a program may give all its requests one id
+    known.take(knock(time=when + 1, request_id="x"))
+    assert row(known)["calls"] == 2
 
 
 def test_payloads_are_on_the_board_only_where_the_log_has_them() -> None:
@@ -301,6 +336,76 @@ async def test_a_lab_that_opens_while_the_tunnel_is_counted_counts_nothing_twice
     assert (feed.budget.requests, feed.board is not None) == (1, True)
 
 
+def feed_of(folder: Path, store: Store, url: str = "https://x.ngrok-free.app/mcp") -> tuple[Feed, Any]:
+    labs: Any = type("Labs", (), {"lab": None, "own_limits": {}, "refresh": _refresh})()
+    return Feed(labs, Ledger(store), store, Budget(plan("free")), folder, lambda: url), labs
+
+
+def log_of(folder: Path, *found: Knock) -> None:
+    with (folder / "server.jsonl").open("a") as out:
+        out.writelines(json.dumps({name: getattr(one, name) for name in knocks.FIELDS}) + "\n" for one in found)
+
+
+def calls(feed: Feed) -> int:
+    assert feed.board
+    return int(row(feed.board)["calls"])
+
+
+async def test_a_call_that_came_as_the_lab_opened_counts_once(tmp_path: Path) -> None:
+    feed, labs = feed_of(tmp_path, open_store(tmp_path / "state"))
+    await feed.look()
+    labs.lab = lab()
+    log_of(tmp_path, knock())
+    await feed.look()
+    feed._read()
+    assert calls(feed) == 1
+
+
+async def test_what_was_kept_of_an_earlier_lab_hides_nothing_of_the_next(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "state")
+    kept = {"lab": "earlier", "at": time.time() + 60, "rows": {"1": {"calls": 7}}}
+    await store.put("board", kept, collection="board")
+    feed, labs = feed_of(tmp_path, store)
+    labs.lab = lab()
+    log_of(tmp_path, knock())
+    await feed.look()
+    assert calls(feed) == 1
+
+
+async def test_a_board_that_could_not_begin_begins_again_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path / "state")
+    labs_lab = lab()
+    kept = {"lab": labs_lab.id, "at": time.time() - 1, "rows": {"1": {"calls": 7, "last": 1.0}}}
+    await store.put("board", kept, collection="board")
+    log_of(tmp_path, knock())
+    feed, labs = feed_of(tmp_path, store)
+    labs.lab = labs_lab
+    older = feed._older
+
+    def away(*_: Any) -> Any:
+        raise Trouble("The state cannot be read.", "Wait")
+
+    monkeypatch.setattr(feed, "_older", away)
+    with pytest.raises(Trouble):
+        await feed.look()
+    await feed._save()
+    assert (await store.get("board", collection="board")) == kept
+    monkeypatch.setattr(feed, "_older", older)
+    await feed.look()
+    assert calls(feed) == 8
+
+
+async def test_a_log_that_is_rotated_as_it_is_looked_for_is_no_error(tmp_path: Path) -> None:
+    feed, labs = feed_of(tmp_path, open_store(tmp_path / "state"))
+    (tmp_path / "server.jsonl.1").symlink_to(tmp_path / "gone")
+    log_of(tmp_path, knock())
+    labs.lab = lab()
+    await feed.look()
+    assert calls(feed) == 1
+
+
 async def _refresh(labs: Any) -> Lab | None:
     found: Lab | None = labs.lab
     return found
@@ -315,7 +420,184 @@ def test_a_door_is_told_by_the_host() -> None:
     assert [knocks.door(host) for host in hosts] == ["", "", "", "", "lan", "lan", "tunnel"]
 
 
+# --- seats and their names
+
+
+class Room:
+    """Labs in files, and what they are made of."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = open_store(folder / "state")
+        self.ledger = Ledger(self.store)
+        self.names = Names(self.ledger, Grants(self.store, self.ledger))
+        self.labs = Labs(self.store, Invites(self.store, SECRET), self.ledger, self.names)
+
+    async def new(self, **asked: Any) -> Lab:
+        given = {"title": "MCP 101", "seats": 2, "life": 600, "scope": "tool:*"}
+        return await self.labs.new(**{**given, **asked})
+
+    async def free(self, name: str) -> bool:
+        return await self.names.take(name, 1, browser="somebody else", invite="")
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Room:
+    return Room(tmp_path)
+
+
+async def test_a_roster_that_is_refused_holds_no_name(room: Room) -> None:
+    assert await room.names.take("Ben", 60, browser="b", invite="")
+    with pytest.raises(Problem, match="'Ben' is in use"):
+        await room.new(roster=["Ana", "Ben", "Cy"])
+    assert await room.free("Ana")
+    assert await room.free("Cy")
+
+
+@pytest.mark.parametrize(("seats", "names"), [(MAX_SEATS + 1, 0), (2, MAX_SEATS + 1), (0, 0)])
+async def test_no_roster_makes_a_lab_larger_than_it_may_be(room: Room, seats: int, names: int) -> None:
+    with pytest.raises(Problem, match=f"1 to {MAX_SEATS} seats"):
+        await room.new(seats=seats, roster=[f"Guest {number}" for number in range(names)])
+
+
+@pytest.mark.parametrize(
+    ("words", "seats"),
+    [([], 30), (["--seats", "7"], 7), (["--roster", "x"], 2), (["--roster", "x", "--seats", "30"], 30)],
+)
+def test_the_seats_are_those_that_were_asked_for_else_the_rosters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], seats: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x").write_text("Ana\nBen\n")
+    server = Server()
+    command._new(server, command._parser().parse_args(["new", "MCP 101", *words]), settings.Settings())
+    assert server.asked["seats"] == seats
+
+
+async def test_a_lab_that_is_extended_keeps_the_names_of_who_sits_there(room: Room) -> None:
+    lab = await room.new(roster=["Ana"])
+    invite = await room.labs._invites.redeem(room.labs.codes(lab)[2], "127.0.0.1")
+    await room.labs.seat(invite, "Ben", "his browser")
+    await room.labs.extend(lab.ends_at + 3600)
+    held = [await Grants(room.store, room.ledger).find("names", digest(name)) for name in ("ana", "ben")]
+    assert [round(one["ends"] - lab.ends_at) for one in held if one] == [3600, 3600]
+
+
+async def test_a_lab_is_not_extended_over_who_took_a_name_meanwhile(room: Room) -> None:
+    lab = await room.new(roster=["Ana"], life=-1)
+    assert await room.free("Ana")
+    with pytest.raises(Problem, match="somebody else took the name 'Ana'"):
+        await room.labs.extend(lab.ends_at + 3600)
+    assert room.labs.lab == lab
+
+
+async def test_no_lab_is_extended_past_the_longest_life_of_a_token(room: Room) -> None:
+    lab = await room.new(life=60)
+    ours = copy.deepcopy(lab)
+    ours.created_at, ours.ends_at = lab.created_at - 7200, lab.created_at - 3600
+    await room.labs._save(ours)
+
+    async def body() -> Any:
+        return {"type": "http.request", "body": b'{"for": "2h"}'}
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, body)
+    with pytest.raises(Problem, match="longer than 3h"):
+        await Instructor(SECRET, room.labs, Any, max_ttl="3h")._extend(request)  # type: ignore[arg-type]
+
+
+async def test_a_lab_of_the_local_network_moves_with_its_laptop(room: Room) -> None:
+    here = await room.new(lan=True, url="https://192.168.1.7:8443")
+    there = await room.new(lan=True, url="https://10.0.0.5:8443")
+    assert (there.id, there.url) == (here.id, "https://10.0.0.5:8443")
+    assert room.labs.lab == there
+    for other in ({"lan": False}, {"lan": True, "title": "Another"}):
+        with pytest.raises(Problem, match="There is a lab already: MCP 101"):
+            await room.new(**other)
+    there.ends_at = 1.0
+    with pytest.raises(Problem, match="There is a lab already"):
+        await room.new(lan=True, url="https://10.0.0.5:8443")
+
+
 # --- what people type
+
+
+class Server:
+    """A server that says yes to everything, and what it was asked last."""
+
+    def __init__(self, **more: Any) -> None:
+        self.asked: dict[str, Any] = {}
+        self.lab = {"title": "MCP 101", "seats": [], "ends_at": time.time() + 60, "lan": False, "join_url": ""} | more
+
+    def ask(self, method: str, path: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
+        self.asked = content or {}
+        summary = {"joined": 1, "seats": 2, "calls": 3, "errors": 0}
+        return {"lab": self.lab, "code": "ACDE-3479", "summary": summary}
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:8000/admin{path}"
+
+    def key(self, audience: str, ttl: int) -> str:
+        return "key"
+
+    def stream(self, path: str, audience: str) -> io.BytesIO:
+        return io.BytesIO(b'event: seats\ndata: [{"seat": 1}]\n\n: beat\n\nevent: end\ndata: {}\n\n')
+
+
+def test_the_summary_of_a_lab_is_kept_also_where_the_door_does_not_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stays_open(_: Any) -> bool:
+        raise Problem("192.168.1.7:8443 still answers.", "./scripts/down")
+
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(command.door, "close", stays_open)
+    config = settings.Settings()
+    codes = command._folder(config) / "cards.html"
+    codes.write_text("codes")
+    with pytest.raises(Problem, match="still answers"):
+        command._end(Server(), argparse.Namespace(yes=True), config)
+    (summary,) = codes.parent.iterdir()
+    assert json.loads(summary.read_text())["calls"] == 3
+
+
+@pytest.mark.parametrize(
+    ("there", "fine"),
+    [
+        ({"lan": True}, True),
+        ({"lan": False}, False),
+        ({"lan": True, "title": "Another"}, False),
+        ({"lan": True, "ends_at": 1.0}, False),
+    ],
+)
+def test_the_door_is_opened_anew_for_the_lab_that_was_there_behind_it(
+    monkeypatch: pytest.MonkeyPatch, there: dict[str, Any], fine: bool
+) -> None:
+    lan = note.Lan("10.0.0.5", 8443, "AB:CD")
+    opened: list[str] = []
+
+    def open_(_: Any, address: str) -> note.Lan:
+        opened.append(address)
+        return lan
+
+    monkeypatch.setattr(command.network, "address", lambda wanted: wanted)
+    monkeypatch.setattr(command.door, "open_", open_)
+    monkeypatch.setattr(command.door, "warnings", lambda _: [])
+    chosen = command._parser().parse_args(["new", "MCP 101", "--lan", "10.0.0.5"])
+    server = Server(**there)
+    if fine:
+        _, told = command._new(server, chosen, settings.Settings())
+        assert "it was there already" in told
+        assert (opened, server.asked["url"]) == (["10.0.0.5"], lan.url)
+    else:
+        with pytest.raises(Problem, match="There is a lab already"):
+            command._new(server, chosen, settings.Settings())
+        assert not opened
+
+
+def test_the_board_is_watched_as_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command._watch(Server(), as_json=True) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+        {"event": "seats", "content": [{"seat": 1}]}, {"event": "end", "content": {}},
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import unicodedata
+from collections.abc import Mapping
 
 from slipway.identity.grants import Grants, digest
 from slipway.identity.ledger import Ledger
@@ -62,14 +63,21 @@ class Names:
                 that subject, which are nobody else's.
         Returns: False if it is somebody else's.
         """
+        return not await self.take_all({name: browser}, life, invite=invite, again=again)
+
+    async def take_all(self, wanted: Mapping[str, str], life: float, *, invite: str = "", again: bool = False) -> str:
+        """Take names, {name: browser}, as `take` does: all or none. Returns: one that is somebody else's, or ""."""
         async with self._grants.lock():
-            kept = await self._grants.find("names", digest(_folded(name)))
-            if kept and kept["browser"] != digest(browser) and not (again and kept["browser"] == ""):
-                return False
-            for record in [] if kept else await self._ledger.all():
-                if _folded(record.subject) == _folded(name) and record.ends_at() > time.time():
-                    return False
-            ends = max(time.time() + life, kept["ends"] if kept and kept["browser"] else 0)
-            content = {"browser": digest(browser), "invite": invite, "ends": ends}
-            await self._grants.keep("names", digest(_folded(name)), content, ends - time.time())
-        return True
+            ends = dict[str, float]()
+            for name, browser in wanted.items():
+                kept = await self._grants.find("names", digest(_folded(name)))
+                if kept and kept["browser"] != digest(browser) and not (again and kept["browser"] == ""):
+                    return name
+                for record in [] if kept else await self._ledger.all():
+                    if _folded(record.subject) == _folded(name) and record.ends_at() > time.time():
+                        return name
+                ends[name] = max(time.time() + life, kept["ends"] if kept and kept["browser"] else 0)
+            for name, until in ends.items():
+                content = {"browser": digest(wanted[name]), "invite": invite, "ends": until}
+                await self._grants.keep("names", digest(_folded(name)), content, until - time.time())
+        return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from slipway.knocks import Knock, printable
 from slipway.lab.checkpoints import Checkpoint, meets
 from slipway.lab.seats import Lab, Seat
 
-TIMES = 100  # of calls, from which the p95 is
+LATELY = 100  # calls, from which the p95 is
 NEVER = 90.0  # seconds after joining at which somebody who has not knocked is stuck
 DOOR = 10  # refusals that no seat can be named for
 DOOR_LIFE = 600.0  # seconds
@@ -31,7 +31,7 @@ REASONS: Sequence[tuple[Callable[[Knock], bool], str, str]] = (
      "Your page's origin is not allowed. Serve it from http://localhost, or tell me the origin."),
     (lambda knock: knock.code == "host" or knock.status == 421, "421 wrong host",
      "Copy the URL again from the join page."),
-    (lambda knock: knock.status == 404 and knock.path.rstrip("/") != "/mcp", "404 wrong URL",
+    (lambda knock: knock.status == 404 and not _is_mcp(knock), "404 wrong URL",
      "The URL ends in /mcp, and nothing after it."),
     (lambda knock: knock.status == 404, "404 session forgotten", "Start your client again: it opens a new session."),
     (lambda knock: knock.status == 405, "405 method",
@@ -40,10 +40,14 @@ REASONS: Sequence[tuple[Callable[[Knock], bool], str, str]] = (
      "Send the header Accept: application/json, text/event-stream."),
     (lambda knock: knock.status == 415, "415 content type", "Send the header Content-Type: application/json."),
     (lambda knock: knock.status == 413, "413 too large", "The body is too large. Send less."),
+    (lambda knock: knock.limit == "answer", "result too large",
+     "The tool's result is larger than this server lets through. Ask the tool for less."),
+    (lambda knock: knock.status == 408, "408 body too slow",
+     "Your request did not arrive in time. Look at your network, then send it again."),
+    (lambda knock: knock.status == 400, "400 bad request",
+     "The body is no JSON-RPC message. Compare it with the lab's."),
     (lambda knock: knock.outcome == "limited" or knock.status == 429, "limit hit",
      "Wait a minute, and let your agent call less often: the limit is for one seat, nobody else notices."),
-    (lambda knock: knock.status in (400, 408), "400 bad request",
-     "The body is no JSON-RPC message. Compare it with the lab's."),
     (lambda knock: knock.status >= 500, "server away", "Wait some seconds, then try again."),
 )  # fmt: skip
 NEVER_KNOCKED = ("never knocked", "Paste the configuration into your client, restart it, and list the tools.")
@@ -59,7 +63,7 @@ class Row:
     last_call: str = ""
     calls: int = 0
     errors: int = 0
-    times: list[float] = field(default_factory=list)  # milliseconds of the last calls
+    lately: dict[str, list[Any]] = field(default_factory=dict)  # of the last calls: milliseconds or None, is an error
     reached: dict[str, float] = field(default_factory=dict)  # checkpoint → when
     before: list[str] = field(default_factory=list)  # checkpoints whose `first` was seen
     stuck: str = ""
@@ -111,7 +115,7 @@ class Board:
         row = self.row(seat)
         row.last = max(row.last, knock.time)
         row.era = knock.era or row.era
-        if knock.client and knock.path in ("/mcp", "/mcp/"):
+        if knock.client and _is_mcp(knock):
             row.client = printable(knock.client, 40)
         if knock.method == "tools/call":
             self._call(row, knock)
@@ -122,16 +126,21 @@ class Board:
 
     def _call(self, row: Row, knock: Knock) -> None:
         row.last_call = printable(knock.tool, 40)
-        row.calls += 1
-        row.errors += knock.outcome != "ok"
+        # whose client left before the tool ended has a second line: it tells how the same call ended
+        call = f"{knock.time} {knock.request_id}"
+        before = row.lately.pop(call, None)
+        error = knock.outcome != "ok"
+        row.calls += before is None
+        row.errors += error - (before[1] if before else 0)
+        row.lately[call] = [round(knock.ms, 1) if knock.outcome in ("ok", "error") else None, error]
+        if len(row.lately) > LATELY:
+            del row.lately[next(iter(row.lately))]
         row.payload = printable(f"{knock.arguments} → {knock.result}", 400) if knock.arguments or knock.result else ""
-        if knock.outcome in ("ok", "error"):
-            row.times = [*row.times[-TIMES + 1 :], round(knock.ms, 1)]
 
     def _refused(self, row: Row, knock: Knock) -> bool:
         if knock.outcome not in ("refused", "limited", "forbidden") and knock.status < 500:
             return False
-        if knock.http in ("GET", "DELETE") and knock.status in (404, 405) and knock.path == "/mcp":
+        if knock.http in ("GET", "DELETE") and knock.status in (404, 405) and _is_mcp(knock):
             return True  # no stream, or no session any more: clients ask as they leave, and nobody is stuck by it
         reason = next(((what, cure) for fits, what, cure in REASONS if fits(knock)), None)
         row.stuck, row.cure = reason or (f"{knock.status} {printable(knock.reason, 80)}".strip(), "")
@@ -196,8 +205,9 @@ class Board:
             "seat": seat.number, "name": seat.subject if named else "",
             "state": state if seat.joined_at or seat.revoked else "free",
             "client": row.client if named else "", "era": row.era, "last": row.last, "last_call": row.last_call,
-            "calls": row.calls, "errors": row.errors, "p95": _p95(row.times), "checkpoints": list(row.reached),
-            "stuck": row.stuck, "cure": row.cure, "payload": row.payload if named else "",
+            "calls": row.calls, "errors": row.errors, "p95": _p95(row.lately.values()),
+            "checkpoints": list(row.reached), "stuck": row.stuck, "cure": row.cure,
+            "payload": row.payload if named else "",
         }  # fmt: skip
 
     def door(self) -> list[dict[str, Any]]:
@@ -227,6 +237,11 @@ class Board:
             self._touch(int(number))
 
 
-def _p95(times: Sequence[float]) -> float:
+def _is_mcp(knock: Knock) -> bool:
+    return knock.path.rstrip("/") == "/mcp"
+
+
+def _p95(calls: Iterable[Sequence[Any]]) -> float:
     """Return the time within which 95 of 100 calls ended, in milliseconds; 0 for no calls."""
-    return sorted(times)[min(len(times) - 1, int(len(times) * 0.95))] if times else 0.0
+    times = sorted(ms for ms, _ in calls if ms is not None)
+    return times[min(len(times) - 1, int(len(times) * 0.95))] if times else 0.0

@@ -18,7 +18,7 @@ import segno
 from slipway import commandline, edge, files, settings, tokens
 from slipway.errors import Problem, command
 from slipway.lab import cards, checkpoints
-from slipway.lab.watch import kept_open, watch
+from slipway.lab.watch import events, kept_open, watch
 from slipway.lan import door, network, trust
 from slipway.operator import NO_SERVER, Server, plain, table
 
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = commandline.verbs(parser)
     new = verb("new", "open a lab")
     new.add_argument("title", metavar="TITLE", help='what it is called, as in "MCP 101"')
-    new.add_argument("--seats", type=int, default=30, metavar="N", help="how many (30)")
+    new.add_argument("--seats", type=int, metavar="N", help="how many (30, or the names of the roster)")
     new.add_argument("--for", dest="life", default="3h", metavar="3h", help="how long it lasts: 90m, 3h, 2d (3h)")
     new.add_argument("--tools", default="*", metavar="a,b", help="tools that its tokens may call (*)")
     new.add_argument("--roster", metavar="FILE", help="names, one a line, or a CSV file with a column `name`")
@@ -103,14 +103,14 @@ def _checkpoints(file: str, labs: str) -> dict[str, Any]:
 def _new(server: Server, chosen: argparse.Namespace, config: settings.Settings) -> tuple[dict[str, Any], str]:
     roster = _roster(chosen.roster) if chosen.roster else []
     asked = {
-        "title": chosen.title, "seats": len(roster) if roster and chosen.seats == 30 else chosen.seats,
+        "title": chosen.title, "seats": (len(roster) or 30) if chosen.seats is None else chosen.seats,
         "for": chosen.life, "tools": chosen.tools, "roster": roster,
         "checkpoints": _checkpoints(chosen.checkpoints, chosen.labs),
     }  # fmt: skip
-    lan = None
+    lan, there = None, False
     if chosen.lan is not None:
         address = network.address(chosen.lan)
-        _none_yet(server)
+        there = _is_there(server, chosen.title)
         lan = door.open_(config, address)
     url = lan.url if lan else edge.local_url(config).removesuffix("/mcp")
     try:
@@ -129,6 +129,8 @@ def _new(server: Server, chosen: argparse.Namespace, config: settings.Settings) 
         "projector   the button on the board shows it without names, with the QR code",
         "cards       ./scripts/lab cards prints a code for each seat: hand out those, or show the one for all",
     ]
+    if there:
+        lines.append("note        it was there already: only its address is new, seats and codes are as they were")
     if lan:
         lines += [f"note        {text}" for text in door.warnings(lan)]
         lines += ["", trust.trust_text(lan.url, lan.fingerprint), "", trust.unreachable_text(lan.url)]
@@ -137,13 +139,18 @@ def _new(server: Server, chosen: argparse.Namespace, config: settings.Settings) 
     return answer, "\n".join(lines)
 
 
-def _none_yet(server: Server) -> None:
-    """Make sure that there is no lab before anything is opened. Raises: Problem where there is one."""
-    there = ""
+def _is_there(server: Server, title: str) -> bool:
+    """Tell, before anything is opened, whether this lab of the local network goes on, at another address.
+
+    Raises:
+        Problem: there is another lab.
+    """
+    there: dict[str, Any] = {}
     with contextlib.suppress(Problem):
-        there = server.ask("GET", "/lab")["lab"]["title"]
-    if there:
-        raise Problem(f"There is a lab already: {there}.", "./scripts/lab end", 2)
+        there = server.ask("GET", "/lab")["lab"]
+    if there and not (there["lan"] and there["title"] == title.strip() and there["ends_at"] > time.time()):
+        raise Problem(f"There is a lab already: {there['title']}.", "./scripts/lab end", 2)
+    return bool(there)
 
 
 def _moment(when: float) -> str:
@@ -181,15 +188,16 @@ def _end(server: Server, chosen: argparse.Namespace, config: settings.Settings) 
         sys.stderr.flush()
         if not sys.stdin.readline().strip().lower().startswith("y"):
             raise Problem("Nothing was ended.", "./scripts/lab end --yes ends it without asking", 1)
-    answer = server.ask("DELETE", "/lab")
-    if door.close(config):
-        sys.stderr.write("the edge answers on loopback only, as before\n")
-    told = answer["summary"]
     name = re.sub(r"[^a-z0-9]+", "-", lab["title"].lower()).strip("-") or "lab"
     file = _folder(config) / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{name}.json"
+    answer = server.ask("DELETE", "/lab")
+    told = answer["summary"]
+    # the lab is gone: nothing else may fail before this is kept
     files.write(file, json.dumps(told, indent=1) + "\n")
     for each in ("cards.html", "cards.pdf"):
-        (_folder(config) / each).unlink(missing_ok=True)
+        file.with_name(each).unlink(missing_ok=True)
+    if door.close(config):
+        sys.stderr.write("the edge answers on loopback only, as before\n")
     return answer, "\n".join([
         f"ended       {lab['title']}: every token and code of it is refused from now on",
         f"joined      {told['joined']} of {told['seats']} seats; {told['calls']} calls, {told['errors']} errors",
@@ -214,8 +222,8 @@ def _cards(server: Server, chosen: argparse.Namespace, config: settings.Settings
     return answer, text
 
 
-def _watch(server: Server) -> int:
-    """Show the board until the lab ends. Returns: the exit code."""
+def _watch(server: Server, *, as_json: bool) -> int:
+    """Show the board until the lab ends, or its events as JSON lines. Returns: the exit code."""
     opened = False
 
     def connect() -> IO[bytes]:
@@ -229,7 +237,14 @@ def _watch(server: Server) -> int:
         opened = True
         return stream
 
-    watch(kept_open(connect), sys.stdout, colour=not os.environ.get("NO_COLOR"))
+    if not as_json:
+        watch(kept_open(connect), sys.stdout, colour=not os.environ.get("NO_COLOR"))
+        return 0
+    for name, content in events(kept_open(connect)):
+        sys.stdout.write(json.dumps({"event": name, "content": content}) + "\n")
+        sys.stdout.flush()
+        if name == "end":
+            break
     return 0
 
 
@@ -270,7 +285,7 @@ def main(argv: list[str]) -> int:
     config = settings.load(os.environ, ROOT / ".env")
     server = Server(config, tokens.read_secret(ROOT / config.secret_file))
     if chosen.verb == "watch":
-        return _watch(server)
+        return _watch(server, as_json=chosen.json)
     answer, text = _do(server, chosen, config)
     sys.stdout.write((json.dumps(answer) if chosen.json else commandline.fitted(text, sys.stdout)) + "\n")
     if chosen.verb == "new" and not chosen.json:

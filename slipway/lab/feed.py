@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,6 @@ class Feed:
             await self._store.delete(BOARD, collection=COLLECTION)
             self._tell()
         if lab and (self.board is None or self.board.lab.id != lab.id):
-            self.board = Board(lab, checkpoints.parse({each["id"]: _row(each) for each in lab.checkpoints}))
             await self._begin(lab)
         self._seats()
         url = self._public_url()
@@ -137,54 +136,61 @@ class Feed:
             self._tell()
 
     async def _begin(self, lab: Lab | None) -> None:
-        """Recall what an earlier process knew, and read what was logged since."""
+        """Recall what an earlier process knew, and read what was logged since. An error has begun nothing."""
         month = await self._store.get(MONTH, collection=COLLECTION) or {}
-        board = (await self._store.get(BOARD, collection=COLLECTION) or {}) if lab else {}
-        fresh = not self._tails
-        if fresh:
-            self.budget.recall(month)
-            self._tails = {name: knocks.Tail(self._folder / f"{name}.jsonl") for name in ("server", "edge")}
-        else:
+        kept = (await self._store.get(BOARD, collection=COLLECTION) or {}) if lab else {}
+        board = None
+        if lab:
+            board = Board(lab, checkpoints.parse({each["id"]: _row(each) for each in lab.checkpoints}))
+            # what is kept may be of an earlier lab
+            kept = kept if kept.get("lab") == lab.id else {}
+            board.recall(kept.get("rows", {}))
+        tails, counted = self._tails, math.inf
+        if tails:
             self._read()  # and count it, before the board begins
-        if lab and self.board and board.get("lab") == lab.id:
-            self.board.recall(board["rows"])
-        known = float(board.get("at", lab.created_at)) if lab else float(month.get("at", time.time()))
-        counted = float(month.get("at", time.time())) if fresh else math.inf
-        server, edge = await asyncio.to_thread(self._older, min(known, counted))
+        else:
+            self.budget.recall(month)
+            tails = {name: knocks.Tail(self._folder / f"{name}.jsonl") for name in ("server", "edge")}
+            counted = float(month.get("at", time.time()))
+        known = float(kept.get("at", lab.created_at)) if lab else counted
+        ends = {name: tail.offset for name, tail in tails.items()}
+        server, edge = await asyncio.to_thread(self._older, min(known, counted), ends)
         records: list[knocks.Knock] = []
         for number, line in enumerate([*server, *edge]):
-            records += self._records(line, number >= len(server), known, counted)
+            records += self._records(line, number >= len(server), board, known, counted)
             if number % BREATH == 0:
                 await asyncio.sleep(0)
-        self._take(records)
+        self._take(records, board)
+        self._tails, self.board = tails, board
         self._tell()
 
-    def _older(self, since: float) -> tuple[list[str], list[str]]:
-        """Return the lines of both logs, rotated ones too, from that time (seconds) to where the tails begin."""
+    def _older(self, since: float, ends: Mapping[str, int]) -> tuple[list[str], list[str]]:
+        """Return the lines of both logs, rotated ones too, from that time (seconds) to those bytes of the newest."""
         found: tuple[list[str], list[str]] = ([], [])
         for lines, name, pattern in zip(found, ("server", "edge"), ("server.jsonl.*", "edge-*.jsonl"), strict=True):
-            files = sorted(self._folder.glob(pattern), key=lambda path: path.stat().st_mtime)
-            with contextlib.suppress(OSError):
-                for path in (path for path in files if path.stat().st_mtime >= since):
-                    lines.extend(path.read_text("utf-8", "replace").splitlines())
-                with (self._folder / f"{name}.jsonl").open("rb") as stream:
-                    lines.extend(stream.read(self._tails[name].offset).decode("utf-8", "replace").splitlines())
+            older = sorted(each for each in map(_aged, self._folder.glob(pattern)) if each[0] >= since)
+            newest = self._folder / f"{name}.jsonl", ends[name]
+            for path, most in [*((path, -1) for _, path in older), newest]:
+                with contextlib.suppress(OSError), path.open("rb") as stream:
+                    lines.extend(stream.read(most).decode("utf-8", "replace").splitlines())
         return found
 
     def _read(self) -> None:
         # the edge's log last: what it refused before the server answered is then surely among it
         lines = [(line, name == "edge") for name in ("server", "edge") for line in self._tails[name].lines()]
-        self._take([record for line, edge in lines for record in self._records(line, edge)])
+        self._take([record for line, edge in lines for record in self._records(line, edge, self.board)], self.board)
 
-    def _take(self, records: list[knocks.Knock]) -> None:
+    def _take(self, records: list[knocks.Knock], board: Board | None) -> None:
         """Show the board what came, in the order of time: the two logs have none between them."""
         for knock in sorted(records, key=lambda knock: knock.time):
-            if self.board:
-                self.board.take(knock, self._whose(knock.mark) if knock.mark else "")
+            if board:
+                board.take(knock, self._whose(knock.mark) if knock.mark else "")
         if records:
             self._tell()
 
-    def _records(self, line: str, edge: bool, since: float = 0.0, counted: float = 0.0) -> list[knocks.Knock]:
+    def _records(
+        self, line: str, edge: bool, board: Board | None, since: float = 0.0, counted: float = 0.0
+    ) -> list[knocks.Knock]:
         """Return the record that a line is, if the board has a use for it; count what went through the tunnel.
 
         Args:
@@ -197,11 +203,11 @@ class Feed:
                 when, host = float(content["ts"]), str(content["request"]["host"])
                 if when > counted and knocks.door(host) == "tunnel":
                     self.budget.take(when, int(content.get("size", 0)))
-                knock = knocks.from_edge(content) if self.board else None
+                knock = knocks.from_edge(content) if board else None
             except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
                 return []
         else:
-            knock = knocks.parse(line) if self.board else None
+            knock = knocks.parse(line) if board else None
         # a line is written at the end
         return [knock] if knock and knock.time + knock.ms / 1000 > since else []
 
@@ -236,7 +242,7 @@ class Feed:
         code = "" if lab.locked else self._labs.code(lab)
         drawing = segno.make(f"{self._url}/join?code={code}", error="m").svg_data_uri(border=2) if code else ""
         return {
-            "title": lab.title, "ends_at": lab.ends_at, "locked": lab.locked, "now": time.time(),
+            "title": lab.title, "ends_at": lab.ends_at, "locked": lab.locked, "lan": lab.lan, "now": time.time(),
             "code": code, "qr": drawing,
             "tools": lab.scope.replace("tool:", "").replace(" ", ", "), "join_url": f"{self._url}/join",
             "checkpoints": [{"id": each.id, "title": each.title} for each in self.board.checkpoints],
@@ -273,6 +279,13 @@ class Feed:
                 await asyncio.sleep(OFTEN)
             except TimeoutError:
                 yield ": beat\n\n"
+
+
+def _aged(path: Path) -> tuple[float, Path]:
+    """Return a log with the time of its last line; one that is rotated at this moment has no such name any more."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime, path
+    return 0.0, path
 
 
 def _row(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -84,12 +84,12 @@ class Instructor:
     async def _extend(self, request: Request) -> Response:
         life = tokens.bounded_ttl(text_of(await asked_for(request), "for", "1h"), self._max_ttl)
         lab = await self._lab()
-        until = lab.ends_at + life
+        until = max(lab.ends_at, time.time()) + life
         if until > lab.created_at + tokens.parse_ttl(self._max_ttl):
             raise Problem(
                 f"No token may live longer than {self._max_ttl}.", "Ask for less, or set SLIPWAY_MAX_TTL", 2
             )
-        await self._labs.extend(max(until, time.time() + life) if lab.ends_at < time.time() else until)
+        await self._labs.extend(until)
         return await self._told()
 
     async def _lab(self) -> Lab:

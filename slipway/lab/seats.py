@@ -137,32 +137,41 @@ class Labs:
             life: seconds until it ends.
             scope: of the tokens.
             roster: names of people, one a seat.
+        Returns: the lab; of the local network the one that there is, by the same title, at its new URL.
         Raises:
-            Problem: there is one already, or a name that cannot be taken.
+            Problem: there is another one already, or a name that cannot be taken.
         """
         if not title.strip() or len(title) > MAX_TITLE or not title.isprintable():
             raise Problem(f"A title has 1 to {MAX_TITLE} characters.", './scripts/lab new "MCP 101" --seats 30', 2)
+        seats = max(seats, len(roster))
         if not 1 <= seats <= MAX_SEATS:
             raise Problem(f"A lab has 1 to {MAX_SEATS} seats.", "Write --seats 30", 2)
         tidied = [_roster_name(name) for name in roster]
         if twice := next((a for i, a in enumerate(tidied) if any(names.same(a, b) for b in tidied[:i])), ""):
             raise Problem(f"The roster has {twice!r} twice.", "Add a letter to one of them", 2)
         async with self._store.lock(COLLECTION):
-            if there := await self.refresh():
-                raise Problem(f"There is a lab already: {there.title}.", "./scripts/lab end", 2)
+            if there := copy.deepcopy(await self.refresh()):
+                if not (lan and there.lan and there.title == title.strip() and there.ends_at > time.time()):
+                    raise Problem(f"There is a lab already: {there.title}.", "./scripts/lab end", 2)
+                # the laptop has another address than before, or came back from ./scripts/down
+                there.url = url
+                await self._save(there)
+                return there
             now = time.time()
             lab = Lab(fresh()[:12], title.strip(), scope, now, now + life, list(checkpoints), url=url, lan=lan)
-            lab.seats = [Seat(number) for number in range(1, max(seats, len(tidied)) + 1)]
-            for seat, name in zip(lab.seats, tidied, strict=False):
-                if not await self._names.take(name, life, browser=seat.place(lab.id), invite="", again=True):
-                    for taken in lab.seats[: seat.number - 1]:
-                        await self._names.release(taken.subject)
-                    raise Problem(f"{name!r} is in use: somebody has a token by that name.", "Add a letter to it", 2)
-                seat.subject, seat.named = name, True
+            named = [Seat(number, name, named=True) for number, name in enumerate(tidied, 1)]
+            lab.seats = named + [Seat(number) for number in range(len(named) + 1, seats + 1)]
+            if used := await self._hold(lab, life):
+                raise Problem(f"{used!r} is in use: somebody has a token by that name.", "Add a letter to it", 2)
             # the lab is written before its codes: one that a kill leaves without them is mended by `end`
             await self._save(lab)
             await self._write_invites(lab, lab.seats, everybody=True)
         return lab
+
+    async def _hold(self, lab: Lab, life: float) -> str:
+        """Take the names of a lab's seats, all or none. Returns: one that is somebody else's, or ""."""
+        wanted = {seat.subject: seat.place(lab.id) for seat in lab.seats if seat.subject}
+        return await self._names.take_all(wanted, life, again=True)
 
     async def _write_invites(self, lab: Lab, seats: Sequence[Seat], *, everybody: bool = False) -> None:
         keys = [(seat.key(lab.id), seat.number) for seat in seats if not seat.revoked]
@@ -192,6 +201,9 @@ class Labs:
         async with self._store.lock(COLLECTION):
             lab = await self._lab()
             lab.ends_at = max(lab.ends_at, until)
+            # a name that was held until the old end alone would be anybody's after it
+            if used := await self._hold(lab, lab.ends_at - time.time()):
+                raise Problem(f"Since the lab was over somebody else took the name {used!r}.", "./scripts/lab end", 2)
             await self._save(lab)
             await self._write_invites(lab, lab.seats, everybody=True)
         for record in await self._ledger.all():

@@ -39,7 +39,7 @@ _TEXT = """\
 
 _UNREACHABLE = """\
 Another device cannot open {url}/join?
-  The Wi-Fi  many keep their guests apart: open a hotspot on this laptop or a phone, then --lan again
+  The Wi-Fi  many keep their guests apart: open a hotspot on this laptop or a phone, then lab new … --lan again
   Linux      sudo ufw allow proto tcp to {address} port {port}    (or: sudo firewall-cmd --add-port={port}/tcp)
   macOS      System Settings → Network → Firewall: allow caddy (with Docker: Docker)
   Windows    New-NetFirewallRule -DisplayName Slipway -Direction Inbound -Protocol TCP -LocalPort {port} -Action Allow

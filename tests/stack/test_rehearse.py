@@ -79,6 +79,12 @@ def test_a_lab_without_a_tunnel_is_open_in_the_local_network_until_it_ends(check
     config = settings.load({}, checkout / ".env")
     url, code = f"https://{address}:{config.tls_port}", opened.stdout.rsplit("?code=", 1)[1].strip()
     assert f"{url}/join" in opened.stdout
+    assert "There is a lab already: Offline" in run(checkout, "lab", "new", "Offline").stderr
+    assert run(checkout, "down").returncode == 0
+    start(checkout)
+    again = run(checkout, "lab", "new", "Offline", "--lan")
+    assert "it was there already" in again.stdout, again.stderr
+    assert again.stdout.rsplit("?code=", 1)[1].strip() == code
     trust = ssl.create_default_context(cafile=str(edge.ca_file(config, checkout)))
     with httpx2.Client(verify=trust, trust_env=False, base_url=url) as client:
         page = client.get("/join", params={"code": code})
