@@ -95,7 +95,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "settings",
         "tokens",
     },
-    "lab.rehearse": {"commandline", "edge", "errors", "lab.checkpoints", "operator", "settings", "stack", "tokens"},
     "lab.routes": {"events", "errors", "identity.admin", "lab.checkpoints", "lab.feed", "lab.seats", "tokens"},
     "identity.consent": {
         "identity.admission",
@@ -227,7 +226,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trail": {"commandline", "errors", "knocks", "settings", "tokens"},
 }
 SERVER_SIDE = {
-    "lab.rehearse",
     "calls",
     "limits",
     "app",
@@ -257,7 +255,6 @@ LONG = {
     "lab.command": "ten verbs of one command",
     "lab.drawing": "what a board knows and how it is drawn; no second reader",
     "lab.feed": "one task that reads both logs and tells everyone who watches",
-    "lab.rehearse": "one play in acts; a seat's steps are read beside what the board must show",
     "lab.seats": "one record and all that may be done to it, under one lock",
     "limits": "the same counts twice, in this process and in Redis",
     "operator": "two commands on one connection to /admin",
@@ -275,7 +272,6 @@ READS_THE_ENVIRONMENT = {
     "doctor.__main__",
     "doctor.transport",
     "lab.command",
-    "lab.rehearse",
     "mint",
     "opening",
     "operator",

@@ -16,8 +16,8 @@ import ssl
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ import httpx2
 from fastmcp import Client
 from fastmcp.exceptions import ToolError
 
-from slipway import commandline, edge, settings, stack, tokens
+from slipway import commandline, edge, processes, settings, stack, tokens
 from slipway.errors import Problem, command
 from slipway.lab import checkpoints
 from slipway.operator import Server, table
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 TITLE = "Rehearsal"
 PATIENCE = 15.0  # seconds in which the board must show what happened
 TOOLS = "add,countdown,whoami"
@@ -80,40 +80,31 @@ class Rehearsal:
     """One lab, from opening to end."""
 
     def __init__(self, server: Server, config: settings.Settings, seats: int, *, kill: bool) -> None:
+        self._ask = server.ask
         self._server = server
         self._config = config
         self._kill = kill
         self._url = edge.local_url(config)
         self._trust = ssl.create_default_context(cafile=str(edge.ca_file(config, ROOT)))
         self._count = seats
-        self._events: dict[str, int] = {}
         self.seats: list[Seat] = []
         self.report = Report()
 
     # --- the instructor's side
 
-    def _ask(self, method: str, path: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
-        return self._server.ask(method, path, content)
+    def _row(self, seat: Seat) -> dict[str, Any]:
+        return dict(self._ask("GET", "/lab")["lab"]["seats"][seat.number - 1])
 
-    async def _row(self, seat: Seat) -> dict[str, Any]:
-        lab = (await asyncio.to_thread(self._ask, "GET", "/lab"))["lab"]
-        return dict(lab["seats"][seat.number - 1])
-
-    async def _until(self, true: Callable[[], Awaitable[bool]], seconds: float = PATIENCE) -> bool:
-        deadline = time.monotonic() + seconds
-        while not await true():
-            if time.monotonic() > deadline:
-                return False
-            await asyncio.sleep(0.2)  # what is looked for has no event of its own
-        return True
+    async def _until(self, true: Callable[[], bool], seconds: float = PATIENCE) -> bool:
+        return await asyncio.to_thread(processes.until, true, seconds)
 
     async def _stuck(self, seat: Seat, word: str) -> tuple[bool, str]:
         """Wait until the board says of a seat why it is stuck. Returns: whether it does, and what it says."""
         row: dict[str, Any] = {}
 
-        async def seen() -> bool:
+        def seen() -> bool:
             nonlocal row
-            row = await self._row(seat)
+            row = self._row(seat)
             return word in row["stuck"]
 
         good = await self._until(seen)
@@ -124,11 +115,7 @@ class Rehearsal:
         await do
         good, told = await self._stuck(seat, word)
         await self._post(seat, _call("add", a=1, b=1))
-
-        async def free() -> bool:
-            return not (await self._row(seat))["stuck"]
-
-        mended = await self._until(free)
+        mended = await self._until(lambda: not self._row(seat)["stuck"])
         self.report.note(f"the board says: {what}", good and mended, told + ("" if mended else ", and stays so"))
 
     # --- the attendees' side
@@ -153,14 +140,10 @@ class Rehearsal:
             seat.token, seat.watch = found[1] if found else "", watch[1] if watch else ""
         return answer
 
-    @asynccontextmanager
-    async def _client(self, seat: Seat) -> AsyncIterator[Client[Any]]:
+    def _client(self, seat: Seat) -> Client[Any]:
         # half of them speak the newest era, half the handshake's
         mode = "auto" if seat.number % 2 else "legacy"
-        async with Client(
-            self._url, auth=seat.token, verify=self._trust, mode=mode, progress_handler=_quiet
-        ) as client:
-            yield client
+        return Client(self._url, auth=seat.token, verify=self._trust, mode=mode)
 
     async def _lesson(self, seat: Seat) -> None:
         """Do what the labs ask for, with a real client."""
@@ -180,13 +163,11 @@ class Rehearsal:
     async def _page(self, seat: Seat) -> list[str]:
         """Keep the attendee's page open, as their browser does. Returns: the names of its events."""
         seen: list[str] = []
-        async with self._http() as http:
-            url = f"{self._url.removesuffix('/mcp')}/join?watch={seat.watch}"
-            with suppress(httpx2.HTTPError):
-                async with http.stream("GET", url, timeout=None) as answer:
-                    async for line in answer.aiter_lines():
-                        if line.startswith("event: "):
-                            seen.append(line.removeprefix("event: "))
+        url = f"{self._url.removesuffix('/mcp')}/join?watch={seat.watch}"
+        with suppress(httpx2.HTTPError):
+            async with self._http() as http, http.sse(url, timeout=None) as events:
+                async for one in events:
+                    seen.append(one.event)
         return seen
 
     async def _board(self) -> None:
@@ -195,11 +176,9 @@ class Rehearsal:
         while True:
             headers = {"authorization": f"Bearer {self._server.key(tokens.BOARD_AUDIENCE, 600)}"}
             with suppress(httpx2.HTTPError):
-                async with self._http(headers=headers) as http, http.stream("GET", url, timeout=None) as answer:
-                    async for line in answer.aiter_lines():
-                        if line.startswith("event: "):
-                            name = line.removeprefix("event: ")
-                            self._events[name] = self._events.get(name, 0) + 1
+                async with self._http(headers=headers) as http, http.sse(url, timeout=None) as events:
+                    async for _ in events:
+                        pass
             await asyncio.sleep(0.3)  # between two tries, while the server is away
 
     # --- the play
@@ -239,8 +218,8 @@ class Rehearsal:
         times = sorted(ms for seat in self.seats for ms in seat.milliseconds)
         return {
             "seats": self._count, "seconds": round(time.monotonic() - begun, 1), "failed": self.report.failed(),
-            "steps": self.report.steps, "calls_timed": len(times), "p50_ms": round(statistics.median(times), 1),
-            "p95_ms": round(times[int(len(times) * 0.95)], 1), "board_events": self._events, "summary": summary,
+            "steps": self.report.steps, "p50_ms": round(statistics.median(times), 1),
+            "p95_ms": round(times[int(len(times) * 0.95)], 1), "summary": summary,
         }  # fmt: skip
 
     async def _arrive(self) -> None:
@@ -257,9 +236,9 @@ class Rehearsal:
         broken = [str(error) for error in done if isinstance(error, BaseException)]
         self.report.note("everybody works through the lessons at once", not broken, "; ".join(broken[:2]))
 
-        async def counted() -> bool:
-            lab = (await asyncio.to_thread(self._ask, "GET", "/lab"))["lab"]
-            return all(row["calls"] >= 11 and row["state"] == "connected" for row in lab["seats"])
+        def counted() -> bool:
+            seats = self._ask("GET", "/lab")["lab"]["seats"]
+            return all(row["calls"] >= 11 and row["state"] == "connected" for row in seats)
 
         self.report.note("the board has every call of every seat", await self._until(counted))
 
@@ -274,9 +253,8 @@ class Rehearsal:
                           self._post(at[3], _call("save_note", title="x", text="y")))  # fmt: skip
         good = at[4].token
         at[4].token = tokens.mint(
-            tokens.read_secret(ROOT / self._config.secret_file), subject=at[4].name, scope="tool:add", ttl=1
+            tokens.read_secret(ROOT / self._config.secret_file), subject=at[4].name, scope="tool:add", ttl=-1
         ).token
-        await asyncio.sleep(2.1)  # tokens count whole seconds
         expired = await self._post(at[4], one)
         told = await self._stuck(at[4], "token expired")
         at[4].token = good
@@ -330,7 +308,7 @@ class Rehearsal:
         cut = [asyncio.create_task(call(seat)) for seat in self.seats[:10]]
         await asyncio.sleep(0.7)  # a call that runs is in no log yet: by now they all count down
         await asyncio.to_thread(stack.crash, self._config)
-        up = await self._until(lambda: asyncio.to_thread(stack.answers, self._config), 60)
+        up = await self._until(lambda: stack.answers(self._config), 60)
         ended = await asyncio.wait_for(asyncio.gather(*cut), 60)
         statuses = await asyncio.gather(*(self._post(seat, _call("add", a=2, b=2)) for seat in self.seats))
         lab = self._ask("GET", "/lab")["lab"]
@@ -355,10 +333,6 @@ class Rehearsal:
 
 def _fresh() -> str:
     return f"Guest {secrets.token_hex(3)}"
-
-
-async def _quiet(*_: object) -> None:
-    pass
 
 
 def main(argv: list[str]) -> int:
