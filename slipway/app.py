@@ -36,10 +36,9 @@ from slipway.identity.names import Names
 from slipway.identity.oauth import SlipwayOAuth
 from slipway.identity.pages import Pages
 from slipway.identity.verifier import Challenge, SlipwayTokens, ToolScopes
-from slipway.lab import page as board_page
 from slipway.lab.budget import Budget, plan
 from slipway.lab.feed import Feed
-from slipway.lab.routes import Instructor
+from slipway.lab.routes import Instructor, board
 from slipway.lab.seats import Labs
 from slipway.lan.note import Lan, Watched
 from slipway.limits import Allowance, Limits, PerIdentity, Sessions
@@ -160,7 +159,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
 
     pages = [] if config.anonymous else [*consent.routes(), *join.routes()]
     probes = [Route("/healthz", healthz), Route("/readyz", readyz), Route("/livez", livez)]
-    lab_routes = [*instructor.routes(), *board_page.routes()]
+    lab_routes = [*instructor.routes(), board()]
     routes = [*probes, *admin.routes(), *lab_routes, *pages, Mount("/", endpoint)]
     told = {store.Trouble: _told}
     rest = Starlette(routes=routes, lifespan=lifespan, exception_handlers=told)

@@ -10,7 +10,6 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -62,30 +61,26 @@ class Files:
 
     async def keys(self, collection: str) -> list[str]:
         """Return the keys that have a file, those of damaged ones too."""
-        return await asyncio.to_thread(lambda: [_key(path) for path in _values(self._folder / collection)])
+        folder = self._folder / collection
+        return await asyncio.to_thread(lambda: [_key(path) for path in sorted(folder.glob("*.json"))])
 
     async def cull(self) -> None:
         """Delete what is over, and what a process that was killed left half written."""
         await asyncio.to_thread(self._cull)
 
     def _cull(self) -> None:
-        for folder in self._folder.iterdir() if self._folder.is_dir() else ():
-            for path in _values(folder):
-                with contextlib.suppress(Damaged, OSError):
-                    if _content(path) is None:
-                        path.unlink()
-            for path in folder.glob("*.tmp"):
-                with contextlib.suppress(OSError):
-                    if time.time() - path.stat().st_mtime > _LEFT:
-                        path.unlink()
+        for path in self._folder.glob("*/*.json"):
+            with contextlib.suppress(Damaged, OSError):
+                if _content(path) is None:
+                    path.unlink()
+        for path in self._folder.glob("*/*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _LEFT:
+                    path.unlink()
 
     def _path(self, collection: str, key: str) -> Path:
         plain = key if _PLAIN.fullmatch(key) else f"-{hashlib.sha256(key.encode()).hexdigest()}"
         return self._folder / collection / f"{plain}.json"
-
-
-def _values(folder: Path) -> Iterator[Path]:
-    return iter(sorted(folder.glob("*.json")) if folder.is_dir() else ())
 
 
 def _key(path: Path) -> str:

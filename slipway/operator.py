@@ -1,4 +1,7 @@
-"""The operator's commands on the running server: scripts/tokens and scripts/invite, through /admin on loopback."""
+"""The way to the running server's /admin, on loopback: Server and table, which every command that goes it shares.
+
+The commands scripts/tokens and scripts/invite live here, too.
+"""
 
 from __future__ import annotations
 

@@ -208,21 +208,19 @@ def answers(config: settings.Settings) -> bool:
 
 
 def _free_ports(config: settings.Settings) -> None:
-    ports = {
-        "SERVER_PORT": config.server_port, "EDGE_PORT": config.edge_port,
-        "TLS_PORT": config.tls_port, "CONSOLE_PORT": config.console_port,
-    }  # fmt: skip
-    for name, port in ports.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
-                raise PortInUse(
-                    f"Port {port} ({name}) cannot be used: {error.strerror}.",
-                    f"Stop what holds it (ss -ltnp 'sport = :{port}' names it), or set {name} in .env",
-                    3,
-                ) from None
+    for name in ("SERVER_PORT", "EDGE_PORT", "TLS_PORT", "CONSOLE_PORT"):
+        free("127.0.0.1", name, getattr(config, name.lower()))
+
+
+def free(address: str, name: str, port: int) -> None:
+    """Make sure that nobody has a port. Raises: PortInUse; `name` is the setting that chooses another."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            cure = f"Stop what holds it (ss -ltnp 'sport = :{port}' names it), or set {name} in .env"
+            raise PortInUse(f"Port {port} on {address} cannot be used: {error.strerror}.", cure, 3) from None
 
 
 def up(*, local: bool, target: str = "") -> contextlib.AbstractContextManager[None]:

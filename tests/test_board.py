@@ -26,7 +26,7 @@ from starlette.applications import Starlette
 
 from slipway import files
 from slipway.errors import Problem
-from slipway.lab import cards, drawing, page, watch
+from slipway.lab import cards, drawing, routes, watch
 from slipway.lab.cards import Card
 from tests.conftest import wait_until
 
@@ -68,7 +68,7 @@ def sent(*events: tuple[str, Any]) -> Iterator[bytes]:
 
 
 async def ask(headers: dict[str, str]) -> httpx2.Response:
-    transport = httpx2.ASGITransport(app=Starlette(routes=page.routes()))
+    transport = httpx2.ASGITransport(app=Starlette(routes=[routes.board()]))
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
         return await client.get("/board", headers=headers)
 
@@ -99,12 +99,12 @@ async def test_the_page_does_not_exist_for_what_came_through_the_edge_or_by_anot
 # --- the terminal
 
 
-def plain(board: drawing.Board, width: int = 79, height: int = 40) -> list[str]:
+def plain(board: drawing.View, width: int = 79, height: int = 40) -> list[str]:
     return drawing.drawn(board, width, height, colour=False, now=time.time())
 
 
-def told(*events: tuple[str, Any]) -> drawing.Board:
-    board = drawing.Board()
+def told(*events: tuple[str, Any]) -> drawing.View:
+    board = drawing.View()
     for name, content in events:
         board.take(name, content)
     return board

@@ -10,6 +10,7 @@ import itertools
 import json
 import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +216,21 @@ def test_refusals_of_nobody_stand_at_the_door_added_up() -> None:
     assert len(known.door()) == 2
 
 
+def test_the_door_has_room_for_the_latest_ten() -> None:
+    known = board()
+    for number in [*range(12), 2]:
+        known.take(knock(subject="", status=418, outcome="refused", reason=str(number)))
+    assert [each["what"] for each in known.door()] == [f"418 {number}" for number in (2, *range(11, 2, -1))]
+
+
 def test_a_seat_that_is_reset_begins_anew() -> None:
     known = board()
     known.take(knock())
     anew = lab()
     anew.seats[0] = Seat(1, turn=1)
+    before = known.version
     known.seats_changed(anew)
+    assert known.version > before, "a kill must not bring back what was reset"
     assert (row(known)["calls"], row(known)["state"], row(known)["checkpoints"]) == (0, "free", [])
 
 
@@ -502,6 +512,15 @@ async def test_no_lab_is_extended_past_the_longest_life_of_a_token(room: Room) -
     request = Request({"type": "http", "method": "POST", "headers": []}, body)
     with pytest.raises(Problem, match="longer than 3h"):
         await Instructor(SECRET, room.labs, Any, max_ttl="3h")._extend(request)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [[{"id": "x", "title": "X", "when": {}}], None])
+async def test_a_lab_of_another_version_is_forgotten_and_stands_in_nobodys_way(room: Room, rows: Any) -> None:
+    lab = await room.new()
+    await room.store.put("current", asdict(lab) | {"checkpoints": rows}, collection="lab")
+    room.labs._read = False
+    assert await room.labs.refresh() is None
+    assert (await room.new()).id != lab.id
 
 
 async def test_a_lab_of_the_local_network_moves_with_its_laptop(room: Room) -> None:

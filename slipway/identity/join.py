@@ -53,7 +53,7 @@ class Join:
         self._lan = lan
         self._form_page = pages.template("join.html")
         self._done_page = pages.template("joined.html")
-        self._script = (pages.WEB / "joined.js").read_text(encoding="utf-8")
+        self._script = pages.text("joined.js")
 
     def routes(self) -> list[Route]:
         """Return the routes."""

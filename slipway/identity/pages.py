@@ -23,12 +23,19 @@ COOKIE_LIFE = 30 * 86400  # seconds; whoever took a name comes back to it, and a
 MAX_FORM = 10_000  # bytes
 TWICE = 60.0  # seconds in which a form that is sent again gets the same answer
 TITLE = "MCP server"
-STYLE = (WEB / "style.css").read_text(encoding="utf-8")
+
+
+def text(name: str) -> str:
+    """Return a file of slipway/web."""
+    return (WEB / name).read_text(encoding="utf-8")
+
+
+STYLE = text("style.css")
 
 
 def template(name: str) -> Template:
     """Return a page of slipway/web."""
-    return Template((WEB / name).read_text(encoding="utf-8"))
+    return Template(text(name))
 
 
 def safe(text: object, limit: int = 300) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from slipway.knocks import Knock, printable
+from slipway.lab import reasons
 from slipway.lab.checkpoints import Checkpoint, meets
 from slipway.lab.seats import Lab, Seat
 
@@ -16,41 +16,6 @@ LATELY = 100  # calls, from which the p95 is
 NEVER = 90.0  # seconds after joining at which somebody who has not knocked is stuck
 DOOR = 10  # refusals that no seat can be named for
 DOOR_LIFE = 600.0  # seconds
-
-# why a request was refused → what the board says, what the instructor says aloud; the first that fits
-REASONS: Sequence[tuple[Callable[[Knock], bool], str, str]] = (
-    (lambda knock: knock.code == "token_expired", "token expired",
-     "Open the join page again and type the same code: you get a fresh token."),
-    (lambda knock: knock.code == "token_revoked", "token revoked",
-     "This token was stopped. Open the join page again, with the code that I give you now."),
-    (lambda knock: knock.code in ("token_invalid", "no_token") or knock.status == 401, "401 token not accepted",
-     "Copy the whole token again, without quotes or a line break, after the word Bearer."),
-    (lambda knock: knock.code in ("scope", "no_tool_scope"), "403 tool not allowed",
-     "This tool is not part of the lab. List the tools, and call one of those."),
-    (lambda knock: knock.code == "origin", "403 origin",
-     "Your page's origin is not allowed. Serve it from http://localhost, or tell me the origin."),
-    (lambda knock: knock.code == "host" or knock.status == 421, "421 wrong host",
-     "Copy the URL again from the join page."),
-    (lambda knock: knock.status == 404 and not _is_mcp(knock), "404 wrong URL",
-     "The URL ends in /mcp, and nothing after it."),
-    (lambda knock: knock.status == 404, "404 session forgotten", "Start your client again: it opens a new session."),
-    (lambda knock: knock.status == 405, "405 method",
-     "MCP is POST. A GET needs Accept: text/event-stream and a session."),
-    (lambda knock: knock.status == 406, "406 Accept",
-     "Send the header Accept: application/json, text/event-stream."),
-    (lambda knock: knock.status == 415, "415 content type", "Send the header Content-Type: application/json."),
-    (lambda knock: knock.status == 413, "413 too large", "The body is too large. Send less."),
-    (lambda knock: knock.limit == "answer", "result too large",
-     "The tool's result is larger than this server lets through. Ask the tool for less."),
-    (lambda knock: knock.status == 408, "408 body too slow",
-     "Your request did not arrive in time. Look at your network, then send it again."),
-    (lambda knock: knock.status == 400, "400 bad request",
-     "The body is no JSON-RPC message. Compare it with the lab's."),
-    (lambda knock: knock.outcome == "limited" or knock.status == 429, "limit hit",
-     "Wait a minute, and let your agent call less often: the limit is for one seat, nobody else notices."),
-    (lambda knock: knock.status >= 500, "server away", "Wait some seconds, then try again."),
-)  # fmt: skip
-NEVER_KNOCKED = ("never knocked", "Paste the configuration into your client, restart it, and list the tools.")
 
 
 @dataclass
@@ -78,7 +43,7 @@ class Refusal:
     time: float
     what: str
     cure: str
-    count: int = 0
+    count: int
 
 
 class Board:
@@ -95,7 +60,7 @@ class Board:
         self.version = 1
         self.changed: dict[int, int] = {}  # seat → version of its last change
         self.door_version = 0
-        self._door: deque[Refusal] = deque(maxlen=DOOR)
+        self._door: dict[str, Refusal] = {}  # the latest last
 
     def row(self, seat: Seat) -> Row:
         """Return a seat's row."""
@@ -115,7 +80,7 @@ class Board:
         row = self.row(seat)
         row.last = max(row.last, knock.time)
         row.era = knock.era or row.era
-        if knock.client and _is_mcp(knock):
+        if knock.client and reasons.is_mcp(knock):
             row.client = printable(knock.client, 40)
         if knock.method == "tools/call":
             self._call(row, knock)
@@ -140,10 +105,9 @@ class Board:
     def _refused(self, row: Row, knock: Knock) -> bool:
         if knock.outcome not in ("refused", "limited", "forbidden") and knock.status < 500:
             return False
-        if knock.http in ("GET", "DELETE") and knock.status in (404, 405) and _is_mcp(knock):
+        if knock.http in ("GET", "DELETE") and knock.status in (404, 405) and reasons.is_mcp(knock):
             return True  # no stream, or no session any more: clients ask as they leave, and nobody is stuck by it
-        reason = next(((what, cure) for fits, what, cure in REASONS if fits(knock)), None)
-        row.stuck, row.cure = reason or (f"{knock.status} {printable(knock.reason, 80)}".strip(), "")
+        row.stuck, row.cure = reasons.why(knock)
         return True
 
     def _check(self, row: Row, knock: Knock) -> None:
@@ -156,19 +120,13 @@ class Board:
                 row.before.append(checkpoint.id)
 
     def _at_the_door(self, knock: Knock) -> None:
-        what, cure = next(((what, cure) for fits, what, cure in REASONS if fits(knock)), ("", ""))
-        what = what or f"{knock.status} {printable(knock.reason, 80)}".strip()
+        what, cure = reasons.why(knock)
         if knock.code == "origin":
             what = f"403 {printable(knock.reason, 120)}"
-        if knock.code == "no_token":
-            what, cure = "401 no token", "Your client sends no token. Paste the whole configuration, headers too."
-        same = next((each for each in self._door if each.what == what), None)
-        if same:
-            self._door.remove(same)
-        else:
-            same = Refusal(knock.time, what, cure)
-        same.time, same.count = knock.time, same.count + 1
-        self._door.append(same)
+        known = self._door.pop(what, None)
+        self._door[what] = Refusal(knock.time, what, cure, known.count + 1 if known else 1)
+        if len(self._door) > DOOR:
+            del self._door[next(iter(self._door))]
         self.version += 1
         self.door_version = self.version
 
@@ -178,21 +136,19 @@ class Board:
 
     def seats_changed(self, lab: Lab) -> None:
         """Take the lab anew; rows of seats that somebody else has now begin anew."""
-        turns = {seat.number: (seat.turn, seat.subject) for seat in self.lab.seats}
-        self.lab = lab
-        for seat in lab.seats:
-            turn, subject = turns.get(seat.number, (seat.turn, seat.subject))
-            if seat.turn != turn:
+        for was, seat in zip(self.lab.seats, lab.seats, strict=True):
+            if was.turn != seat.turn:
                 self.rows.pop(seat.number, None)
-            if (seat.turn, seat.subject) != (turn, subject):
-                self._touch(seat.number)
+        # who watches gets another lab whole; it is the snapshot that must not miss this
+        self.lab = lab
+        self.version += 1
 
     def grow_old(self) -> None:
         """Note who has not knocked since they joined, though it was time to."""
         for seat in self.lab.seats:
             row = self.row(seat)
             if seat.joined_at and not row.last and not row.stuck and time.time() > seat.joined_at + NEVER:
-                row.stuck, row.cure = NEVER_KNOCKED
+                row.stuck, row.cure = reasons.NEVER_KNOCKED
                 self._touch(seat.number)
 
     # --- telling
@@ -212,7 +168,7 @@ class Board:
 
     def door(self) -> list[dict[str, Any]]:
         """Return the latest refusals that nobody can be named for, the newest first."""
-        return [asdict(each) for each in reversed(self._door) if each.time > time.time() - DOOR_LIFE]
+        return [asdict(each) for each in reversed(self._door.values()) if each.time > time.time() - DOOR_LIFE]
 
     def progress(self, seat: Seat) -> dict[str, Any]:
         """Return which checkpoints there are, and which a seat reached; {} where there are none."""
@@ -237,11 +193,27 @@ class Board:
             self._touch(int(number))
 
 
-def _is_mcp(knock: Knock) -> bool:
-    return knock.path.rstrip("/") == "/mcp"
-
-
 def _p95(calls: Iterable[Sequence[Any]]) -> float:
     """Return the time within which 95 of 100 calls ended, in milliseconds; 0 for no calls."""
     times = sorted(ms for ms, _ in calls if ms is not None)
     return times[min(len(times) - 1, int(len(times) * 0.95))] if times else 0.0
+
+
+def summary(board: Board) -> dict[str, Any]:
+    """Return what is worth keeping of a lab that ends: numbers by seat, and no names."""
+    lab = board.lab
+    seats = [board.told(seat, named=False) for seat in lab.seats]
+    kept = ("seat", "state", "era", "calls", "errors", "p95", "checkpoints")
+    return {
+        "title": lab.title, "began": _moment(lab.created_at), "ended": _moment(time.time()),
+        "seats": len(seats), "joined": sum(1 for seat in lab.seats if seat.joined_at),
+        "calls": sum(row["calls"] for row in seats), "errors": sum(row["errors"] for row in seats),
+        "checkpoints": {
+            each.title: sum(1 for row in seats if each.id in row["checkpoints"]) for each in board.checkpoints
+        },
+        "by_seat": [{name: row[name] for name in kept} for row in seats if row["state"] != "free"],
+    }  # fmt: skip
+
+
+def _moment(when: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(when))

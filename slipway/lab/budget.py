@@ -10,7 +10,6 @@ from typing import Any
 
 from slipway.lab.seats import Lab
 
-FREE = {"requests": 20_000, "bytes": 1_000_000_000, "per_minute": 4_000}  # ngrok's free plan (2026-08)
 OVERHEAD = 400  # bytes of headers that an answer has besides its body
 RECENT = 600.0  # seconds from which the rate is taken
 WARN = 0.8  # of the plan
@@ -29,15 +28,16 @@ class Plan:
     per_minute: int = 0
 
 
+FREE = Plan("free", 20_000, 1_000_000_000, 4_000)  # ngrok's (2026-08)
+
+
 def plan(text: str) -> Plan:
     """Return the plan of SLIPWAY_PLAN: "free", "none" or "requests=100000,gb=5,per_minute=20000"."""
-    if text == "free":
-        return Plan("free", **FREE)
-    given = {} if text == "none" else dict(part.split("=") for part in text.split(","))
-    gigabytes = float(given.pop("gb", 0))
-    return Plan(
-        "none" if text == "none" else "own", bytes=int(gigabytes * 1e9), **{k: int(v) for k, v in given.items()}
-    )
+    if text in ("free", "none"):
+        return FREE if text == "free" else Plan("none")
+    given = dict(part.split("=") for part in text.split(","))
+    size = int(float(given.pop("gb", 0)) * 1e9)
+    return Plan("own", bytes=size, **{name: int(most) for name, most in given.items()})
 
 
 class Budget:
@@ -81,7 +81,7 @@ class Budget:
 
     def limits(self, lab: Lab | None) -> dict[str, int]:
         """Return what each seat may do, by the names of limits.Allowance, so that none uses up the others' part."""
-        if lab is None or lab.lan or self.plan.name == "none":
+        if lab is None or lab.lan:
             return {}
         seats = max(1, sum(1 for seat in lab.seats if not seat.revoked))
         found: dict[str, int] = {}
@@ -96,7 +96,7 @@ class Budget:
 
     def slowed(self, lab: Lab | None) -> int:
         """Return the messages a minute to which each seat is slowed, 0 where what is left will do."""
-        if lab is None or lab.lan or self.plan.name == "none":
+        if lab is None or lab.lan:
             return 0
         rate, bytes_rate, last = self._rates()
         minutes = max(1.0, (lab.ends_at - time.time()) / 60)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,14 +29,6 @@ MACOS = tuple(
     f"/Applications/{name}.app/Contents/MacOS/{name}"
     for name in ("Google Chrome", "Chromium", "Microsoft Edge", "Brave Browser")
 )
-WINDOWS = tuple(
-    f"{folder}/{program}"
-    for folder in ("C:/Program Files", "C:/Program Files (x86)", "~/AppData/Local")
-    for program in (
-        "Google/Chrome/Application/chrome.exe", "Microsoft/Edge/Application/msedge.exe",
-        "BraveSoftware/Brave-Browser/Application/brave.exe", "Chromium/Application/chrome.exe",
-    )
-)  # fmt: skip
 WEB = Path(__file__).resolve().parent.parent / "web"
 
 
@@ -99,8 +90,7 @@ def _safe(text: str, limit: int) -> str:
 def browser() -> str:
     """Return the path of a browser that can print, or ""."""
     found = (shutil.which(name) for name in NAMES)
-    places = (Path(place).expanduser() for place in (*MACOS, *WINDOWS))
-    return next(filter(None, found), "") or next((str(place) for place in places if place.is_file()), "")
+    return next(filter(None, found), "") or next((place for place in MACOS if Path(place).is_file()), "")
 
 
 def pdf(html_file: Path, pdf_file: Path, *, program: str | None = None, patience: float = PATIENCE) -> None:
@@ -127,7 +117,7 @@ def pdf(html_file: Path, pdf_file: Path, *, program: str | None = None, patience
             program, "--headless", "--disable-gpu", "--no-first-run", "--disable-extensions",
             "--no-pdf-header-footer", f"--user-data-dir={folder}/profile", f"--print-to-pdf={fresh}",
             # as root Chromium refuses to start with its sandbox
-            *(["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),
+            *(["--no-sandbox"] if os.geteuid() == 0 else []),
             html_file.resolve().as_uri(),
         ]  # fmt: skip
         _run(command, patience, cure)
@@ -155,9 +145,6 @@ def _run(command: list[str], patience: float, cure: str) -> None:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a browser with all its processes, also after an exception or Ctrl-C."""
-    if sys.platform == "win32":
-        process.kill()
-    else:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, 9)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, 9)
     process.wait()

@@ -22,14 +22,12 @@ class Checkpoint:
     """One of them.
 
     Attributes:
-        lab: the number of the lab that asks for it, as in "03".
         when: the record that reaches it.
         first: a record that must have come before from the same seat; {} for none.
     """
 
     id: str
     title: str
-    lab: str
     when: Condition
     first: Condition
 
@@ -82,7 +80,7 @@ def _parsed(name: str, row: Any) -> Checkpoint:
     if not all(isinstance(text, str) and text.isprintable() and len(text) <= 80 for text in (name, title, lab)):
         raise Problem(f"{wrong}: its words are no short texts.", cure, 2)
     when, first = (_condition(row.get(part, {}), wrong, cure) for part in ("when", "first"))
-    return Checkpoint(name, title, lab, when, first)
+    return Checkpoint(name, title, when, first)
 
 
 def _condition(given: Any, wrong: str, cure: str) -> Condition:

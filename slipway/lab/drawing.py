@@ -1,11 +1,11 @@
-"""What the board knows from its stream, and how a terminal of some width and height shows it. Pure."""
+"""What the board knows from its stream, and how a terminal of some width and height shows it."""
 
 from __future__ import annotations
 
 import textwrap
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from slipway.knocks import printable
@@ -16,9 +16,10 @@ FULL_ERA = 100  # columns from which the era is written out
 MOST_AT_DOOR = 3
 
 Row = dict[str, Any]
+Ink = Callable[[str, str], str]
 
 
-class Board:
+class View:
     """The lab as its events tell it."""
 
     def __init__(self) -> None:
@@ -97,9 +98,9 @@ class Board:
         return True
 
 
-def drawn(board: Board, width: int, height: int, *, colour: bool, now: float) -> list[str]:
+def drawn(board: View, width: int, height: int, *, colour: bool, now: float) -> list[str]:
     """Return the lines of the board, at most `height`, none wider than `width`; who is stuck comes before others."""
-    ink = _Ink(colour)
+    ink = _ink(colour)
     if not board.lab:
         return [_fit("The server is away, trying again …" if board.away else "Connecting …", width)]
     now += board.ahead
@@ -124,15 +125,11 @@ def drawn(board: Board, width: int, height: int, *, colour: bool, now: float) ->
     return [*head, *lines, *foot][:height]
 
 
-class _Ink:
-    def __init__(self, colour: bool) -> None:
-        self._colour = colour
-
-    def __call__(self, code: str, text: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if self._colour and text else text
+def _ink(colour: bool) -> Ink:
+    return lambda code, text: f"\x1b[{code}m{text}\x1b[0m" if colour and text else text
 
 
-def _head(board: Board, width: int, ink: _Ink, now: float) -> Iterator[str]:
+def _head(board: View, width: int, ink: Ink, now: float) -> Iterator[str]:
     lab, rows = board.lab, board.rows.values()
     left = "The lab is over." if board.over else f"{_long(max(0, lab['ends_at'] - now))} left"
     left += " · locked" if lab["locked"] else ""
@@ -152,7 +149,7 @@ def _head(board: Board, width: int, ink: _Ink, now: float) -> Iterator[str]:
     yield ink(MUTE, _line("  #", " ", names, width))
 
 
-def _budget(budget: dict[str, Any], width: int, ink: _Ink) -> Iterator[str]:
+def _budget(budget: dict[str, Any], width: int, ink: Ink) -> Iterator[str]:
     if budget.get("plan", "none") == "none":
         return
 
@@ -169,7 +166,7 @@ def _budget(budget: dict[str, Any], width: int, ink: _Ink) -> Iterator[str]:
         yield from (ink(BAD, line) for line in _wrapped(f"! {budget['warning']}{slowed}", width, ""))
 
 
-def _block(board: Board, row: Row, width: int, ink: _Ink, now: float) -> Iterator[str]:
+def _block(board: View, row: Row, width: int, ink: Ink, now: float) -> Iterator[str]:
     total = len(board.lab["checkpoints"])
     cells = {
         "name": row["name"], "client": row["client"], "era": row["era"] if width >= FULL_ERA else row["era"][2:7],
@@ -186,7 +183,7 @@ def _block(board: Board, row: Row, width: int, ink: _Ink, now: float) -> Iterato
         yield _line(f"{row['seat']:>3}", ink(code, sign), cells, width)
 
 
-def _foot(board: Board, width: int, ink: _Ink, now: float) -> Iterator[str]:
+def _foot(board: View, width: int, ink: Ink, now: float) -> Iterator[str]:
     free = [seat for seat, row in sorted(board.rows.items()) if row["state"] == "free" and not row["stuck"]]
     if free:
         yield ink(MUTE, _fit(f"    ○ free: {_ranges(free)}", width))

@@ -141,7 +141,7 @@ class Feed:
         kept = (await self._store.get(BOARD, collection=COLLECTION) or {}) if lab else {}
         board = None
         if lab:
-            board = Board(lab, checkpoints.parse({each["id"]: _row(each) for each in lab.checkpoints}))
+            board = Board(lab, checkpoints.parse(dict(lab.checkpoints)))
             # what is kept may be of an earlier lab
             kept = kept if kept.get("lab") == lab.id else {}
             board.recall(kept.get("rows", {}))
@@ -286,27 +286,3 @@ def _aged(path: Path) -> tuple[float, Path]:
     with contextlib.suppress(OSError):
         return path.stat().st_mtime, path
     return 0.0, path
-
-
-def _row(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in checkpoint.items() if name != "id"}
-
-
-def summary(board: Board) -> dict[str, Any]:
-    """Return what is worth keeping of a lab that ends: numbers by seat, and no names."""
-    lab = board.lab
-    seats = [board.told(seat, named=False) for seat in lab.seats]
-    kept = ("seat", "state", "era", "calls", "errors", "p95", "checkpoints")
-    return {
-        "title": lab.title, "began": _moment(lab.created_at), "ended": _moment(time.time()),
-        "seats": len(seats), "joined": sum(1 for seat in lab.seats if seat.joined_at),
-        "calls": sum(row["calls"] for row in seats), "errors": sum(row["errors"] for row in seats),
-        "checkpoints": {
-            each.title: sum(1 for row in seats if each.id in row["checkpoints"]) for each in board.checkpoints
-        },
-        "by_seat": [{name: row[name] for name in kept} for row in seats if row["state"] != "free"],
-    }  # fmt: skip
-
-
-def _moment(when: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(when))

@@ -1,4 +1,4 @@
-"""/admin/lab: what the instructor does to the running server's lab, and the events that its board shows."""
+"""/admin/lab: what the instructor does to the running server's lab; /board: the page that shows its events."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from starlette.routing import Route
 
 from slipway import events, tokens
 from slipway.errors import Problem
+from slipway.guards import from_this_machine
+from slipway.identity import pages
 from slipway.identity.admin import Handler, asked_for, guarded, private, text_of
 from slipway.lab import checkpoints
-from slipway.lab.feed import Feed, summary
-from slipway.lab.seats import Lab, Labs
+from slipway.lab.board import summary
+from slipway.lab.feed import Feed
+from slipway.lab.seats import Labs
 
 NO_LAB = {"error": "There is no lab.", "cure": './scripts/lab new "MCP 101" --seats 30 --for 3h'}
 
@@ -66,7 +69,7 @@ class Instructor:
             title=text_of(asked, "title", ""), seats=seats, roster=roster,
             life=tokens.bounded_ttl(text_of(asked, "for", "3h"), self._max_ttl),
             scope=tokens.tool_scope(text_of(asked, "tools", "*")),
-            checkpoints=[{"id": name, **row} for name, row in rows.items()],
+            checkpoints=[[name, row] for name, row in rows.items()],
             url=text_of(asked, "url", ""), lan=asked.get("lan") is True,
         )  # fmt: skip
         return await self._told(201, code=self._labs.code(lab))
@@ -83,7 +86,9 @@ class Instructor:
 
     async def _extend(self, request: Request) -> Response:
         life = tokens.bounded_ttl(text_of(await asked_for(request), "for", "1h"), self._max_ttl)
-        lab = await self._lab()
+        lab = await self._labs.refresh()
+        if lab is None:
+            return JSONResponse(NO_LAB, 404)
         until = max(lab.ends_at, time.time()) + life
         if until > lab.created_at + tokens.parse_ttl(self._max_ttl):
             raise Problem(
@@ -91,12 +96,6 @@ class Instructor:
             )
         await self._labs.extend(until)
         return await self._told()
-
-    async def _lab(self) -> Lab:
-        lab = await self._labs.refresh()
-        if lab is None:
-            raise Problem(NO_LAB["error"], NO_LAB["cure"])
-        return lab
 
     async def _lock(self, request: Request) -> Response:
         await self._labs.lock((await asked_for(request)).get("locked") is not False)
@@ -106,7 +105,7 @@ class Instructor:
         number, verb = request.path_params["number"], request.path_params["verb"]
         if verb not in ("reset", "revoke"):
             return JSONResponse({"error": f"A seat cannot be {verb[:20]!r}.", "cure": "reset or revoke"}, 404)
-        lab, _, who = await (self._labs.reset if verb == "reset" else self._labs.revoke)(number)
+        lab, who = await self._labs.clear(number, free=verb == "reset")
         return await self._told(who=who, code=self._labs.codes(lab).get(number, ""))
 
     async def _end(self, _: Request) -> Response:
@@ -122,3 +121,18 @@ class Instructor:
             return JSONResponse(NO_LAB, 404)
         named = request.query_params.get("view") != "projector"
         return events.answer(self._feed.events(named=named))
+
+
+def board() -> Route:
+    """Return the route of the page on which the instructor sees every seat. It holds no data: it reads the events."""
+    style = pages.STYLE + pages.text("board.css")
+    # the console's module and ours become one script: a page whose policy names a hash loads no other file
+    script = pages.text("console/sse.js").replace("\nexport ", "\n") + pages.text("board.js")
+    page = pages.template("board.html").substitute(style=style, script=script)
+
+    async def show(request: Request) -> Response:
+        if not from_this_machine(request):
+            return JSONResponse({"error": "not found"}, 404)
+        return pages.closed(page, form_action="'none'", script=script, style=style)
+
+    return Route("/board", show, methods=["GET"])

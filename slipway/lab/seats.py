@@ -66,7 +66,7 @@ class Lab:
     scope: str
     created_at: float
     ends_at: float
-    checkpoints: list[dict[str, Any]] = field(default_factory=list)
+    checkpoints: list[list[Any]] = field(default_factory=list)  # [name, row]: a shared store would sort an object
     seats: list[Seat] = field(default_factory=list)
     locked: bool = False
     url: str = ""  # by which people join, without a path
@@ -128,7 +128,7 @@ class Labs:
 
     async def new(
         self, *, title: str, seats: int, life: int, scope: str, roster: Sequence[str] = (),
-        checkpoints: Sequence[dict[str, Any]] = (), url: str = "", lan: bool = False,
+        checkpoints: Sequence[list[Any]] = (), url: str = "", lan: bool = False,
     ) -> Lab:  # fmt: skip
         """Open a lab.
 
@@ -146,7 +146,10 @@ class Labs:
         seats = max(seats, len(roster))
         if not 1 <= seats <= MAX_SEATS:
             raise Problem(f"A lab has 1 to {MAX_SEATS} seats.", "Write --seats 30", 2)
-        tidied = [_roster_name(name) for name in roster]
+        tidied = [names.tidy(name) for name in roster]
+        if "" in tidied:
+            typed = roster[tidied.index("")]
+            raise Problem(f"{typed[:70]!r} on the roster is no name.", names.HINT, 2)
         if twice := next((a for i, a in enumerate(tidied) if any(names.same(a, b) for b in tidied[:i])), ""):
             raise Problem(f"The roster has {twice!r} twice.", "Add a letter to one of them", 2)
         async with self._store.lock(COLLECTION):
@@ -196,11 +199,11 @@ class Labs:
         """Return {seat: code} of the seats that are not revoked. They are made as the one for all is."""
         return {seat.number: self._invites.code(seat.key(lab.id)) for seat in lab.seats if not seat.revoked}
 
-    async def extend(self, until: float) -> Lab:
+    async def extend(self, until: float) -> None:
         """Let the lab, its codes and the tokens of its seats live until then."""
         async with self._store.lock(COLLECTION):
             lab = await self._lab()
-            lab.ends_at = max(lab.ends_at, until)
+            lab.ends_at = until
             # a name that was held until the old end alone would be anybody's after it
             if used := await self._hold(lab, lab.ends_at - time.time()):
                 raise Problem(f"Since the lab was over somebody else took the name {used!r}.", "./scripts/lab end", 2)
@@ -209,28 +212,19 @@ class Labs:
         for record in await self._ledger.all():
             if record.subject in self._subjects and record.via != "oauth" and not record.revoked_at:
                 await self._ledger.extend(record.jti, int(lab.ends_at))
-        return lab
 
-    async def lock(self, locked: bool) -> Lab:
+    async def lock(self, locked: bool) -> None:
         """Let nobody new in, or let them in again."""
         async with self._store.lock(COLLECTION):
             lab = await self._lab()
             lab.locked = locked
             await self._save(lab)
-        return lab
 
-    async def reset(self, number: int) -> tuple[Lab, Seat, str]:
-        """Free a seat for somebody else: its tokens and its code are refused from now on.
+    async def clear(self, number: int, *, free: bool) -> tuple[Lab, str]:
+        """Refuse a seat's tokens and its code from now on; it is free for somebody else, or closed.
 
-        Returns: the lab, the seat, and who sat there.
+        Returns: the lab, and who sat there.
         """
-        return await self._clear(number, free=True)
-
-    async def revoke(self, number: int) -> tuple[Lab, Seat, str]:
-        """Close a seat: nobody sits there any more."""
-        return await self._clear(number, free=False)
-
-    async def _clear(self, number: int, *, free: bool) -> tuple[Lab, Seat, str]:
         async with self._store.lock(COLLECTION):
             lab = await self._lab()
             seat = next((each for each in lab.seats if each.number == number), None)
@@ -245,7 +239,7 @@ class Labs:
             await self._save(lab)
             await self._invites.forget(gone)
             await self._write_invites(lab, [seat])
-        return lab, seat, who
+        return lab, who
 
     async def _put_out(self, subject: str, *, gone: bool = True) -> None:
         if subject:
@@ -253,8 +247,8 @@ class Labs:
         if subject and gone:
             await self._names.release(subject)
 
-    async def end(self) -> Lab:
-        """Refuse every token of the lab and forget it. Returns: what it was."""
+    async def end(self) -> None:
+        """Refuse every token of the lab and forget it."""
         async with self._store.lock(COLLECTION):
             lab = await self._lab()
             for seat in lab.seats:
@@ -263,7 +257,6 @@ class Labs:
             await self._invites.forget([*self._ids(lab, lab.seats), everybody])
             await self._store.delete(CURRENT, collection=COLLECTION)
             self._know(None)
-        return lab
 
     # --- the attendee
 
@@ -302,11 +295,11 @@ class Labs:
                 # somebody else came by the code for all: the card must not make its holder that person
                 raise NotAdmitted(TAKEN, reason=f"seat {seat.number} was taken by the code for all")
             return seat
-        own = [seat for seat in lab.seats if seat.subject and names.same(seat.subject, name)]
-        if own and own[0].named:
+        own = next((seat for seat in lab.seats if seat.subject and names.same(seat.subject, name)), None)
+        if own and own.named:
             raise NotAdmitted(CARD, reason="a seat with a name was asked for by the code for all")
-        if own and own[0].browser == browser:
-            return own[0]
+        if own and own.browser == browser:
+            return own
         if own:
             raise NotAdmitted(names.TAKEN)
         free = next((seat for seat in lab.seats if not seat.subject and not seat.revoked), None)
@@ -315,15 +308,10 @@ class Labs:
         return free
 
 
-def _roster_name(typed: str) -> str:
-    name = names.tidy(typed)
-    if not name:
-        raise Problem(f"{typed[:70]!r} on the roster is no name.", names.HINT, 2)
-    return name
-
-
 def _parsed(kept: Mapping[str, Any]) -> Lab | None:
     try:
-        return Lab(**{**kept, "seats": [Seat(**seat) for seat in kept["seats"]]})
-    except (TypeError, KeyError):  # damaged: its tokens end by themselves, its codes open no seat
+        rows = [[name, row] for name, row in kept["checkpoints"]]
+        return Lab(**{**kept, "checkpoints": rows, "seats": [Seat(**seat) for seat in kept["seats"]]})
+    except (TypeError, KeyError, ValueError):
+        # damaged, or of another version: its tokens end by themselves, its codes open no seat
         return None

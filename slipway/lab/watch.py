@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 from slipway.knocks import printable
-from slipway.lab.drawing import Board, drawn
+from slipway.lab.drawing import View, drawn
 
 AWAY = "away"  # a comment in the stream, by `kept_open`
 LONGEST_WAIT = 15.0  # seconds
@@ -36,7 +36,7 @@ def watch(lines: Iterable[bytes], out: TextIO, *, colour: bool = True) -> bool:
     """
     if out.isatty():
         return _live(lines, out, colour)
-    board = Board()
+    board = View()
     for name, content in events(lines):
         for change in board.take(name, content):
             out.write(f"{time.strftime('%H:%M:%S')} {printable(change, 500)}\n")
@@ -52,7 +52,7 @@ def kept_open(
     """Yield the lines of a stream, and where it breaks off those of the next one; between them a word for `watch`.
 
     Args:
-        connect: opens the stream. An OSError, refusals by HTTP status among them, is tried again; a Problem is not.
+        connect: opens the stream. An OSError is tried again; a Problem, as which a refusal comes, is not.
         wait: sleeps for so many seconds.
     """
     failures = 0
@@ -88,7 +88,7 @@ def events(lines: Iterable[bytes]) -> Iterator[Event]:
 
 
 def _live(lines: Iterable[bytes], out: TextIO, colour: bool) -> bool:
-    board, waiting = Board(), queue.Queue[Event | BaseException]()
+    board, waiting = View(), queue.Queue[Event | BaseException]()
     threading.Thread(target=_read, args=(lines, waiting), daemon=True).start()
 
     def picture(most: int = 0) -> list[str]:

@@ -40,7 +40,7 @@ def open_(config: Settings, address: str) -> Lan:
         if lan == before and _answers(config, lan):
             return lan
         if before is None or before.address != address:
-            _free(lan)
+            stack.free(address, "TLS_PORT", lan.port)
         note.write(state, lan)
         try:
             if not stack.restart_edge(config):
@@ -123,16 +123,6 @@ def _fingerprint(config: Settings) -> str:
         cure = "Start the edge once, it makes its authority: ./scripts/up"
         raise Problem(f"The local authority's certificate {_authority(config)} cannot be read.", cure, 4) from None
     return hashlib.sha256(der).digest().hex(":").upper()
-
-
-def _free(lan: Lan) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((lan.address, lan.port))
-        except OSError as error:
-            cure = f"Stop what holds it (ss -ltnp 'sport = :{lan.port}' names it), or set TLS_PORT in .env"
-            raise Problem(f"Port {lan.port} on {lan.address} cannot be used: {error.strerror}.", cure, 3) from None
 
 
 def _listens(lan: Lan) -> bool:

@@ -69,7 +69,7 @@ async function follow() {
     clearTimeout(alarm);
     if (mine !== run) return undefined;
     say('The server is away, trying again …');
-    // with a jitter: thirty pages must not come back in one moment
+    // with a jitter: the pages that wait for a server must not come back in one moment
     const wait = Math.min(LONGEST_WAIT, 500 * 2 ** failures) * (0.5 + Math.random() / 2);
     await new Promise((resolve) => { setTimeout(resolve, wait); });
   }

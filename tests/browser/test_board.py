@@ -24,7 +24,8 @@ from starlette.routing import Route
 
 from slipway import files
 from slipway.identity import pages
-from slipway.lab import cards, page
+from slipway.lab import cards
+from slipway.lab.routes import board as board_page
 from tests.browser.conftest import SCREENS, Watched
 from tests.conftest import free_ports, program, wait_until
 from tests.test_board import row
@@ -66,7 +67,7 @@ class Lab:
 
     def start(self) -> None:
         """Listen, and wait until it does."""
-        routes = [*page.routes(), Route("/admin/lab/events", self._events)]
+        routes = [board_page(), Route("/admin/lab/events", self._events)]
         config = uvicorn.Config(Starlette(routes=routes), port=self.port, log_level="warning", lifespan="off")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run)
