@@ -1,6 +1,6 @@
 """Keeps the processes of a stack without Docker alive, until it is told to end them. It is started by stack.py.
 
-What to run arrives as JSON on stdin; nothing else of Slipway is imported, so that it is there at once.
+What to run arrives as JSON on stdin; of Slipway only processes.py is imported, so that it is there at once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from slipway import processes
 
 STOP_TIMEOUT = 8.0  # seconds; longer than the server's own grace, shorter than processes.STOP_TIMEOUT
@@ -23,7 +25,7 @@ SETTLED = 30.0  # seconds after which a child counts as having started well
 
 
 async def supervise(record: Path, fingerprint: str, children: dict[str, Any], folder: str) -> int:
-    """Start the children and start again, ever more slowly, what dies; end them at SIGTERM or SIGINT.
+    """Start the children and start again, ever more slowly, what dies; SIGTERM, SIGINT or an error ends all.
 
     Returns: the exit code; not 0 when a child's first start showed that there is no use in another.
 
@@ -40,13 +42,17 @@ async def supervise(record: Path, fingerprint: str, children: dict[str, Any], fo
     started_as: dict[str, list[float]] = {}
     hopeless = 0
 
-    async def keep(name: str, command: list[str], environment: dict[str, str]) -> None:
-        nonlocal hopeless
-        delay, first = 0.2, True
-        while not stopping.is_set():
-            begun = time.monotonic()
+    async def run(name: str, command: list[str], environment: dict[str, str]) -> int | str:
+        """Run a child until it ends or we stop. Returns: its exit code, or why there was no child."""
+        try:
             process = await asyncio.create_subprocess_exec(*command, cwd=folder, env=environment)
-            started_as[name] = processes.identity(process.pid)
+        except OSError as error:
+            return error.strerror or type(error).__name__  # an update replaces programs while we run
+        try:
+            started_as.pop(name, None)
+            # one that ended at once has no identity any more
+            with contextlib.suppress(OSError, psutil.Error):
+                started_as[name] = processes.identity(process.pid)
             # a full disk must not end us: nobody would start again what dies
             with contextlib.suppress(OSError):
                 known = {"children": list(started_as.values()), "edge": started_as.get("caddy", [])}
@@ -54,28 +60,43 @@ async def supervise(record: Path, fingerprint: str, children: dict[str, Any], fo
             ended, halted = asyncio.create_task(process.wait()), asyncio.create_task(stopping.wait())
             await asyncio.wait({ended, halted}, return_when=asyncio.FIRST_COMPLETED)
             halted.cancel()
+        finally:
+            if process.returncode is None:
+                await _end(process)
+        return process.returncode or 0
+
+    async def keep(name: str, command: list[str], environment: dict[str, str]) -> None:
+        nonlocal hopeless
+        delay, first = 0.2, True
+        while not stopping.is_set():
+            begun = time.monotonic()
+            came = await run(name, command, environment)
             if stopping.is_set():
-                with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
-                try:
-                    await asyncio.wait_for(ended, STOP_TIMEOUT)
-                except TimeoutError:
-                    process.kill()
-                    await process.wait()
                 return
-            if first and process.returncode in HOPELESS:
-                hopeless = process.returncode or 1
+            if first and isinstance(came, int) and came in HOPELESS:
+                hopeless = came
                 stopping.set()
                 return
             first = False
             delay = 0.2 if time.monotonic() - begun > SETTLED else min(delay * 2, 10)
+            told = f"ended with {came}" if isinstance(came, int) else f"cannot be started ({came})"
             with contextlib.suppress(OSError):
-                sys.stderr.write(f"{name} ended with {process.returncode}; starting it again in {delay:.1f} s\n")
+                sys.stderr.write(f"{name} {told}; starting it again in {delay:.1f} s\n")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), delay)
 
     await asyncio.gather(*(keep(name, *row) for name, row in children.items()))
     return hopeless
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
 
 
 if __name__ == "__main__":
