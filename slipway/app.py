@@ -223,7 +223,7 @@ class _Hosts:
         self._lan = lan
         self._set = [host for host in config.allowed_hosts.split(",") if host]
         self._file = config.public_url_file
-        self._seen = -1
+        self._seen: tuple[int, int] | None = None
         self._tunnel = ""
         self._url = ""
 
@@ -233,10 +233,13 @@ class _Hosts:
         return self._url
 
     def __call__(self) -> list[str]:
+        changed: tuple[int, int] | None = None
         try:
-            changed = self._file.stat().st_mtime_ns
+            found = self._file.stat()
+            # every change is another file
+            changed = (found.st_ino, found.st_mtime_ns)
         except OSError:
-            changed, self._tunnel, self._url = -1, "", ""
+            self._tunnel, self._url = "", ""
         if changed != self._seen:
             with contextlib.suppress(OSError):
                 self._url = self._file.read_text(encoding="utf-8").strip()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from slipway import processes, settings
+from slipway import files, processes, settings
 from slipway.errors import Problem, heard
 from slipway.lan import note
 from slipway.packages import failed
@@ -97,8 +97,8 @@ class Compose:
             return
         name = "COMPOSE_FILE"
         own = os.environ.get(name) or settings.read_env_file(self._root / ".env").get(name)
-        files = own.split(os.pathsep) if own else _files(self._root)
-        more = {name: os.pathsep.join([*files, "deploy/lan.yml"]), "COMPOSE_PATH_SEPARATOR": os.pathsep}
+        read = own.split(os.pathsep) if own else _files(self._root)
+        more = {name: os.pathsep.join([*read, "deploy/lan.yml"]), "COMPOSE_PATH_SEPARATOR": os.pathsep}
         self._environment |= more | {"LAN_ADDRESS": lan.address, "LAN_URL": lan.url}
 
     def edge(self, config: settings.Settings, record: Path) -> None:
@@ -234,9 +234,7 @@ def _of_target(target: Target | None, env: Path, own: Path) -> dict[str, str]:
     found = settings.own_names(settings.read_env_file(env))
     # in the container there is no .env to tell the target's names from all others
     named = found | {settings.TARGET_NAMES: ",".join(found)}
-    lines = [f"{name}={_quoted(value)}\n" for name, value in named.items()]
-    with os.fdopen(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-        stream.writelines(lines)
+    files.write(own, "".join(f"{name}={_quoted(value)}\n" for name, value in named.items()))
     values = {"SLIPWAY_TARGET": "", "SLIPWAY_TARGET_INSIDE": "", "SLIPWAY_TARGET_PACKAGES": ""}
     if target is None:
         return values

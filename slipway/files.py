@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -116,18 +117,24 @@ def _keep(path: Path, text: str) -> None:
     write(path, text)
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file of mode 600 whole or not at all, whatever was there before; on the disk when this returns.
+def write(path: Path, text: str, mode: int = 0o600) -> None:
+    """Write a file whole or not at all, whichever was there before; on the disk when this returns.
 
+    Args:
+        mode: who may read it, whatever the umask is.
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written, or what is there is no file.
     """
+    # the rename would put a file in the place of a device
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file", str(path))
     handle, fresh = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
+        Path(fresh).chmod(mode)
         Path(fresh).replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

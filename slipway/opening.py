@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from slipway import edge, processes, tunnels
+from slipway import edge, files, processes, tunnels
 from slipway.errors import Problem
 from slipway.settings import Settings
 
@@ -59,8 +59,7 @@ def opened(config: Settings, root: Path, *, url: str, public: bool, say: Callabl
 
     def publish() -> None:
         # the server accepts this Host from now on, and no longer when the tunnel is gone
-        note.write_text(tunnel.public_url + "\n", encoding="utf-8")
-        note.chmod(0o644)  # the container's user must read it, whatever our umask is
+        files.write(note, tunnel.public_url + "\n", 0o644)  # the container's user must read it
 
     def on_event(kind: str, message: str) -> None:
         if kind == "moved":

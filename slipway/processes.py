@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 
+from slipway import files
+
 STOP_TIMEOUT = 10.0  # seconds; longer than the server's own grace
 
 
@@ -31,9 +33,7 @@ def alive(who: list[float]) -> psutil.Process | None:
 def write(record: Path, content: dict[str, Any]) -> None:
     """Write a record in one step, so that no reader sees half of it."""
     record.parent.mkdir(parents=True, exist_ok=True)
-    fresh = record.with_suffix(".new")
-    fresh.write_text(json.dumps(content), encoding="utf-8")
-    fresh.replace(record)
+    files.write(record, json.dumps(content))
 
 
 def read(record: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import shlex
@@ -13,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from slipway import files
 from slipway.clients import CLIENTS
 from slipway.doctor.checks import CHECKS
 from slipway.doctor.examine import Report
@@ -155,8 +155,7 @@ def write_bundle(report: Report, path: Path, root: Path, logs: Path) -> None:
     }
     text = redacted(json.dumps(content, indent=1, ensure_ascii=False), report.hops[-1].token, root)
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-            stream.write(text + "\n")
+        files.write(path.resolve(), text + "\n")  # through a link, as /dev/stdout is one
     except OSError as error:
         raise Problem(f"{path} cannot be written: {error.strerror}.", "Name another: --bundle FILE", 2) from None
     sys.stderr.write(f"wrote {path}: read it before you send it; it names hosts, tools and subjects\n")

@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from slipway import files
+
 
 @dataclass(frozen=True)
 class Lan:
@@ -65,11 +67,7 @@ def write(state: Path, lan: Lan | None) -> None:
         {"LAN_SITES": "lan", "LAN_ADDRESS": lan.address, "LAN_BIND": lan.address, "LAN_URL": lan.url,
          "LAN_FINGERPRINT": lan.fingerprint} if lan else {}
     )  # fmt: skip
-    file = path(state)
-    fresh = file.with_suffix(".new")
-    fresh.write_text("".join(f"{name}={value}\n" for name, value in values.items()), encoding="utf-8")
-    fresh.chmod(0o644)
-    fresh.replace(file)
+    files.write(path(state), "".join(f"{name}={value}\n" for name, value in values.items()), 0o644)
 
 
 class Watched:
