@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from slipway.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MAX_SOAK = 3600  # seconds
+_ORIGIN = re.compile(r"(null|[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?/?)?", re.I | re.A)
 EXAMPLES = """examples:
   ./scripts/doctor                               our own stack, hop by hop
   ./scripts/doctor https://host.example/mcp      any MCP server
@@ -45,19 +47,14 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 def _origin(text: str) -> str:
     """Return an origin as browsers send it. Raises: Problem."""
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(text)
-    if text and text != "null" and not (parts.scheme and parts.netloc and parts.path in ("", "/")):
+    if not _ORIGIN.fullmatch(text):
         raise Problem(f"{text[:100]!r} is no origin.", "Write scheme://host[:port], as in https://app.example.com", 2)
     return text.rstrip("/").lower()
 
 
 def _secret(config: Settings) -> tokens.Secret | None:
-    try:
-        return tokens.read_secret(ROOT / config.secret_file)
-    except Problem:
-        return None
+    path = ROOT / config.secret_file
+    return tokens.read_secret(path) if path.exists() else None
 
 
 def main(argv: list[str]) -> int:

@@ -8,7 +8,7 @@ import json
 import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ HANDSHAKE = "2025-11-25"
 NEWEST = "2026-07-28"
 JSON_AND_STREAM = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
 _ABOUT_US = {"name": "slipway-check", "version": "1"}
+SECRET_FROM = 8  # characters; a shorter token may be a word of the protocol, and then no answer could be read
 HELLO: dict[str, Any] = {"protocolVersion": HANDSHAKE, "capabilities": {}, "clientInfo": _ABOUT_US}
 
 Verdict = Literal["ok", "warning", "failure", "not-applicable"]
@@ -63,6 +64,15 @@ def is_local(url: str) -> bool:
     """Tell whether a URL is of this machine."""
     host = urlsplit(url).hostname or ""
     return host in ("localhost", "127.0.0.1", "::1") or host.endswith(".localhost")
+
+
+def _redact(answer: Answer, token: str) -> None:
+    """Take the token out of an answer that echoes it: what is shown is cut, and nobody finds half a token later."""
+    instead = "(token)"
+    answer.body = answer.body.replace(token.encode(), instead.encode())
+    answer.headers = [(name, value.replace(token, instead)) for name, value in answer.headers]
+    answer.events = [replace(event, data=event.data.replace(token, instead)) for event in answer.events]
+    answer.error = answer.error.replace(token, instead)
 
 
 @dataclass
@@ -148,6 +158,8 @@ class Hop:
             sent["authorization"] = f"Bearer {self.token}"
         content = json.dumps(body).encode() if body is not None else how.pop("content", b"")
         answer = await self.wire.ask(method, self.base + path if path else self.url, sent, content, **how)
+        if len(self.token) >= SECRET_FROM:
+            _redact(answer, self.token)
         if answer.status == 429:
             self.limited.append(answer)
         return answer

@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 from slipway import tokens
-from slipway.doctor import examine, report
+from slipway.doctor import __main__, examine, report, streams
 from slipway.doctor.checks import CHECKS
 from slipway.doctor.examine import Asked, Report
+from slipway.doctor.wire import Answer
 from tests import misbehaving, node_clients
 from tests.conftest import ROOT, Stack, free_ports, program, wait_until
 
@@ -412,6 +413,33 @@ def test_a_hostile_server_neither_hangs_nor_breaks_nor_paints_the_terminal(name:
     assert "not-for-you" not in text
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "HTTP/1.1 403 No\r\nContent-Length: 999\r\n\r\nI will not take the header Authorization: Bearer {}",
+        'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {{"jsonrpc": "2.0", "id": 1, "error": '
+        '{{"message": "I will not take the header Authorization with the words Bearer {}"}}}}\n\n',
+        "HTTP/1.1 302 Found\r\nLocation: /this/is/a/long/way/to/some/other/endpoint/?token={}\r\nContent-Length: 0\r\n\r\n",
+    ],
+    ids=["body", "event", "header"],
+)
+def test_of_a_token_that_a_server_echoes_not_even_a_part_is_shown(answer: str) -> None:
+    token = tokens.mint(tokens.Secret("abcdefghijklmnop" * 3), subject="ana", scope="tool:*", ttl=60).token
+    with hostile(_raw(answer.format(token).encode())) as port:
+        found = examined(None, f"http://localhost:{port}/mcp", token=token)
+    text = report.as_text(found) + json.dumps(report.as_json(found))
+    assert "(token)" in text
+    assert token[:8] not in text
+
+
+@pytest.mark.parametrize(
+    ("left", "told"), [(True, "warning: not over in 10 s"), (False, "failure: cut after 10.0 s")]
+)
+def test_a_call_that_outlasts_our_patience_is_not_blamed_on_a_proxy(left: bool, told: str) -> None:
+    found = streams._paced(Answer(status=200, seconds=10.0, left=left))
+    assert f"{found.verdict}: {found.saw}" == told
+
+
 # the command
 
 
@@ -463,6 +491,10 @@ def test_a_token_from_stdin_is_used_and_never_shown(shared_stack: Stack, tmp_pat
         (["http://host.example:99999/mcp"], "no http or https URL"),
         (["http://[::1/mcp"], "no http or https URL"),
         (["--origin", "app.example"], "no origin"),
+        (["--origin", "http://["], "no origin"),
+        (["--origin", "https://u:p@app.example"], "no origin"),
+        (["--origin", "https://app.example?x"], "no origin"),
+        (["--origin", "https://app.example/path"], "no origin"),
         (["--soak", "-1"], "out of range"),
         (["--soak", "99999"], "out of range"),
         (["--token", "two words"], "no token"),
@@ -475,6 +507,28 @@ def test_a_mistake_is_told_in_one_sentence_with_the_cure(
     assert done.returncode == 2
     assert says in done.stderr and "→" in done.stderr and "Traceback" not in done.stderr
     assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    "origin", ["", "null", "https://app.example", "HTTP://[::1]:8081/", "chrome-extension://abc"]
+)
+def test_what_browsers_send_is_an_origin(origin: str) -> None:
+    assert __main__._origin(origin) == origin.lower().rstrip("/")
+
+
+def test_a_secret_that_cannot_be_used_is_told_and_not_taken_for_none(shared_stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "weak").write_text("abcdefghijkl\n")
+    environment = {**os.environ, **shared_stack.environment, "SLIPWAY_SECRET_FILE": str(tmp_path / "weak")}
+    done = subprocess.run(
+        [sys.executable, "-m", "slipway.doctor"],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "shorter than 32 bytes" in done.stderr
 
 
 def test_a_name_that_nobody_knows_is_told_at_once(shared_stack: Stack) -> None:
