@@ -38,6 +38,7 @@ EXAMPLES = """examples:
 """
 
 INVITED = 10  # people that one run's code lets in; scripts/invite makes others
+WARNING = 300  # seconds before the token's end
 
 GO_PUBLIC = """
 To go public:
@@ -167,15 +168,19 @@ def hand_out(sheet: handout.Handout, chosen: argparse.Namespace, tools: list[str
 def watch(logs: list[knocks.Tail], minted: tokens.Minted, mark: str) -> None:
     """Print a line for everyone who knocks but ourselves, until a signal ends it."""
     say("\nwho knocks (Ctrl-C ends it):")
-    warn_at = minted.claims["exp"] - 300
+    claims = minted.claims
+    # of one that lives so short it was just said
+    warn_at = claims["exp"] - WARNING if claims["exp"] - claims["iat"] > WARNING else 0
     while True:
         for tail in logs:
             for knock in map(knocks.parse, tail.lines()):
                 if knock and not knock.request_id.startswith(mark):
                     say(knocks.render(knock))
         if warn_at and time.time() > warn_at:
-            warn_at = 0
-            say(f"the token of {minted.claims['sub']} expires in 5 min: scripts/mint makes another")
+            warn_at, left = 0, claims["exp"] - int(time.time())
+            # a laptop that slept may wake too late
+            ends = f"expires in {tokens.duration(left)}" if left > 0 else "has expired"
+            say(f"the token of {claims['sub']} {ends}: scripts/mint makes another")
         time.sleep(0.2)  # log files have no event to wait for that works on every system
 
 

@@ -283,11 +283,15 @@ def render(knock: Knock) -> str:
 
 
 class Tail:
-    """Follow a log file from its end, over rotation, truncation and a file that is not there yet."""
+    """Follow a log file over rotation, truncation and a file that is not there yet.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        whole: from its beginning, not from its end.
+    """
+
+    def __init__(self, path: Path, *, whole: bool = False) -> None:
         self._path = path
-        self._inode, self._offset = self._stat()
+        self._inode, self._offset = (0, 0) if whole else self._stat()
         self._rest = b""
 
     @property

@@ -18,8 +18,19 @@ class TunnelError(Problem):
 _AGAIN = "then ./scripts/up"
 _DASHBOARD = "dashboard.ngrok.com/get-started/your-authtoken"
 
-# code, or a pattern of the message where ngrok gives no code → (cause, cure, exit code)
-ROWS: dict[str, tuple[str, str, int]] = {
+Row = tuple[str, str, int]  # cause, cure, exit code
+SILENT: Row = (
+    "The ngrok agent started but never got ready.",
+    "Check the network, and that the agent is 3.30 or newer (.venv/bin/ngrok update), " + _AGAIN,
+    37,
+)
+NO_AGENT: Row = (
+    "There is no ngrok agent here, and it could not be downloaded.",
+    "Install it (ngrok.com/download) and set PYNGROK_NGROK_PATH to it, " + _AGAIN,
+    38,
+)
+# by its code, or a pattern of the message where ngrok gives no code; pyngrok's begins with the kind of its error
+ROWS: dict[str, Row] = {
     "ERR_NGROK_4018": (
         "ngrok wants an authtoken of a verified account.",
         f"Put NGROK_AUTHTOKEN into .env ({_DASHBOARD}), {_AGAIN}",
@@ -92,21 +103,12 @@ ROWS: dict[str, tuple[str, str, int]] = {
         "Check --url (https://name.ngrok-free.app, without a path), " + _AGAIN,
         35,
     ),
-    r"timed out|URLError": (
+    r"^(TimeoutError|PyngrokNgrokURLError)": (
         "The ngrok agent runs, but its local interface does not answer.",
         "Run the command again; a firewall or proxy on loopback stops it too (no_proxy=127.0.0.1,localhost)",
         36,
     ),
-    "silent": (
-        "The ngrok agent started but never got ready.",
-        "Check the network, and that the agent is 3.30 or newer (.venv/bin/ngrok update), " + _AGAIN,
-        37,
-    ),
-    r"downloading ngrok|install": (
-        "There is no ngrok agent here, and it could not be downloaded.",
-        "Install it (ngrok.com/download) and set PYNGROK_NGROK_PATH to it, " + _AGAIN,
-        38,
-    ),
+    "^PyngrokNgrokInstallError": NO_AGENT,
     "unable to start": (
         "The ngrok agent ended before it was ready.",
         "Run it by hand to see why: PYNGROK_NGROK_PATH (or .venv/bin/ngrok) with the argument version",

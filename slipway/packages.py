@@ -39,13 +39,16 @@ def install(target: Target, state: Path, root: Path, say: Callable[[str], None],
         state: the state folder.
         root: the checkout, with the lock file.
         say: told what happens.
-        uv: the program.
+        uv: the program, "" where there is none.
     Raises:
-        Problem: uv's own words.
+        Problem: uv's own words, or that there is none.
     """
     folder = _folder(target, state)
     if folder.is_dir() or not target.packages:
         return
+    if not uv:
+        cure = "Install it (docs.astral.sh/uv), then the command again"
+        raise Problem(f"{target.path.name} needs packages, and there is no uv to install them.", cure, NO_PACKAGES)
     say(f"installing {', '.join(target.packages)}")
     unfinished = folder.with_suffix(".part")
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -264,7 +264,7 @@ def _up(config: settings.Settings, *, local: bool) -> contextlib.AbstractContext
         say(f"{missing}: running server and edge as processes of this machine")
     if local or missing:
         if target and target.packages:
-            packages.install(target, (ROOT / config.state).resolve(), ROOT, say, packages.installer(ROOT) or "uv")
+            packages.install(target, (ROOT / config.state).resolve(), ROOT, say, packages.installer(ROOT))
         try:
             _up_local(config)
         except PortInUse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -66,19 +67,20 @@ def _wanted(chosen: argparse.Namespace) -> Callable[[knocks.Knock], bool]:
     return wanted
 
 
-def _kept(log: Path) -> Iterator[knocks.Knock]:
-    """Yield what a log and its rotated files hold, the oldest first."""
+def _kept(log: Path, tail: knocks.Tail) -> Iterator[knocks.Knock]:
+    """Yield what a log and its rotated files hold, the oldest first; the tail goes on where this ends."""
     if log.suffix == ".jsonl" and log.stem == "edge":
         # Caddy names its rotated files by their time
         older = sorted(log.parent.glob("edge-*.jsonl"))
     else:
         older = [log.with_name(f"{log.name}.{number}") for number in range(knocks.KEPT, 0, -1)]
-    for path in [*older, log]:
-        try:
-            with path.open(encoding="utf-8", errors="replace") as lines:
-                yield from filter(None, map(knocks.parse, lines))
-        except FileNotFoundError:
-            continue
+    for path in older:
+        with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as lines:
+            yield from filter(None, map(knocks.parse, lines))
+    seen = -1
+    while tail.offset > seen:
+        seen = tail.offset
+        yield from filter(None, map(knocks.parse, tail.lines()))
 
 
 def _print(knock: knocks.Knock, *, as_json: bool) -> None:
@@ -110,8 +112,9 @@ def main(argv: list[str]) -> int:
     names = [name for name in chosen.count.split(",") if name]
     if unknown := set(names) - set(FIELDS):
         raise Problem(f"There is no field {', '.join(sorted(unknown))}.", f"Fields: {', '.join(FIELDS)}", 2)
-    tails = [knocks.Tail(log) for log in logs]
-    found = sorted((knock for log in logs for knock in _kept(log) if wanted(knock)), key=lambda knock: knock.time)
+    tails = [knocks.Tail(log, whole=True) for log in logs]
+    kept = (knock for log, tail in zip(logs, tails, strict=True) for knock in _kept(log, tail))
+    found = sorted(filter(wanted, kept), key=lambda knock: knock.time)
     if names:
         # a call whose client left before its tool ended has two lines; the second tells how it ended
         once = {(knock.request_id or id(knock), knock.time): knock for knock in found}

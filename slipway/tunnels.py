@@ -27,7 +27,6 @@ from slipway import ngrok_errors, processes
 
 _DROPPED = ("session closed", "heartbeat timeout", "failed to reconnect", "session closing")
 _BACK = ("tunnel session started", "client session established")
-_NO_AGENT = ngrok_errors.ROWS[r"downloading ngrok|install"]
 _PATIENCE = 10.0  # seconds that a call may take longer than the agent's start-up
 _DOWNLOAD = 300.0  # seconds that a venue's network may take for the agent's 10 MB
 _CLOSE_TIMEOUT = 3.0  # seconds
@@ -150,7 +149,7 @@ class Tunnel:
         logging.getLogger("pyngrok.process.ngrok").addFilter(self._redact)
         # pyngrok tells of its download on stdout, which is the product's
         with contextlib.redirect_stdout(sys.stderr):
-            self._bounded(self._install, _DOWNLOAD, _NO_AGENT)
+            self._bounded(self._install, _DOWNLOAD, ngrok_errors.NO_AGENT)
         self.public_url = self._bounded(self._connect, self._options.startup_timeout + _PATIENCE)
         self._online = True
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -160,7 +159,7 @@ class Tunnel:
         try:
             ngrok.install_ngrok(self._configure())
         except PyngrokNgrokInstallError:
-            raise ngrok_errors.TunnelError(*_NO_AGENT) from None
+            raise ngrok_errors.TunnelError(*ngrok_errors.NO_AGENT) from None
 
     def _connect(self) -> str:
         """Start an agent, open the endpoint. Returns: its URL."""
@@ -195,7 +194,7 @@ class Tunnel:
         self,
         call: Callable[[], Result],
         seconds: float,
-        late: tuple[str, str, int] = ngrok_errors.ROWS["silent"],
+        late: ngrok_errors.Row = ngrok_errors.SILENT,
     ) -> Result:
         """Run a pyngrok call that may hang for ever: it reads the agent's output without a time limit.
 

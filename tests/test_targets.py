@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slipway import targets
+from slipway import packages, targets
 from slipway.errors import Problem, heard
 
 
@@ -80,6 +80,15 @@ def test_a_fastmcp_json_names_the_file_and_what_it_needs(folder: Path) -> None:
 def test_inline_metadata_names_what_a_file_needs(folder: Path) -> None:
     (folder / "bot.py").write_text('# /// script\n# dependencies = ["humanize", "fastmcp"]\n# ///\nmcp = 1\n')
     assert targets.parse("bot.py", folder, {}).packages == ("humanize",)
+
+
+def test_packages_without_an_installer_are_a_sentence_with_the_cure(folder: Path) -> None:
+    (folder / "fastmcp.json").write_text(
+        json.dumps({"source": {"path": "bot.py"}, "environment": {"dependencies": ["rich"]}})
+    )
+    with pytest.raises(Problem, match=r"bot.py needs packages[\s\S]*docs.astral.sh/uv") as caught:
+        packages.install(targets.parse("fastmcp.json", folder, {}), folder, folder, lambda _: None, "")
+    assert caught.value.exit_code == targets.NO_PACKAGES
 
 
 @pytest.mark.parametrize(
