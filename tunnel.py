@@ -23,9 +23,9 @@ import pyperclip
 import segno
 
 from slipway import commandline, edge, handout, knocks, opening, operator, settings, stack, tokens
-from slipway.clients import CLIENTS, UnknownClient
-from slipway.doctor import checkup
-from slipway.errors import Problem
+from slipway.clients import CLIENTS
+from slipway.doctor import report
+from slipway.errors import Problem, command
 
 ROOT = Path(__file__).resolve().parent
 EXAMPLES = """examples:
@@ -74,7 +74,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         whole = shlex.quote(shlex.join([chosen.target, *more]))
         raise Problem(f"{more[0]} is no option of ours.", f"A command is one argument: ./scripts/up {whole}", 2)
     parser.parse_args(argv)
-    handout.choose(chosen.client)
+    chosen.client = handout.choose(chosen.client)
     tokens.parse_ttl(chosen.ttl)
     tokens.tool_scope(chosen.tools)
     if chosen.target and not chosen.up:
@@ -89,13 +89,13 @@ def say(text: str) -> None:
     print(commandline.fitted(text, sys.stderr), file=sys.stderr, flush=True)
 
 
-def main(argv: list[str]) -> None:
-    """Run until Ctrl-C or SIGTERM."""
+def main(argv: list[str]) -> int:
+    """Run until Ctrl-C or SIGTERM. Returns: the exit code."""
     chosen = arguments(argv)
     if chosen.list_clients:
         for name, client in CLIENTS.items():
             print(f"{name:<18} {client.title}{'' if client.bearer else ' (takes no bearer token)'}")
-        return
+        return 0
     for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, _stop)
     watching = stack.up(local=chosen.local, target=chosen.target) if chosen.up else contextlib.nullcontext()
@@ -125,8 +125,9 @@ def main(argv: list[str]) -> None:
         if not door.public and not chosen.no_public:
             say(GO_PUBLIC)
         if not chosen.no_doctor:
-            checkup.begin(config, ROOT, secret, say)
+            report.begin(config, ROOT, secret, say)
         watch(logs, minted, mark)
+    return 0
 
 
 def invite(config: settings.Settings, secret: tokens.Secret, chosen: argparse.Namespace) -> str:
@@ -139,7 +140,7 @@ def invite(config: settings.Settings, secret: tokens.Secret, chosen: argparse.Na
 
 def hand_out(sheet: handout.Handout, chosen: argparse.Namespace, tools: list[str]) -> None:
     """Print the product and close stdout, so that a pipe sees its end while we go on watching."""
-    claims, names = sheet.minted.claims, handout.choose(chosen.client)
+    claims, names = sheet.minted.claims, chosen.client
     print(sheet.as_json() if chosen.json else sheet.as_text(names).rstrip("\n"), flush=True)
     if not sys.stdout.isatty():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -193,11 +194,4 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (Problem, UnknownClient) as problem:
-        say(str(problem))
-        sys.exit(getattr(problem, "exit_code", 2))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(1)
+    command(main)

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from slipway.errors import Problem
+
 LATEST_REMOTE = "mcp-remote@latest"
 
 
-class UnknownClient(ValueError):
-    """A name that is no row; the message lists the close ones and the command that lists all."""
+class UnknownClient(Problem):
+    """A name that is no row; the close ones are named, and the command that lists all."""
 
     def __init__(self, name: str) -> None:
         close = difflib.get_close_matches(name, [*CLIENTS, "all"], n=3, cutoff=0.4)
         meant = f" Did you mean {', '.join(close)}?" if close else ""
-        super().__init__(f"There is no client {name!r}.{meant}\n  → List them: python tunnel.py --list-clients")
+        super().__init__(f"There is no client {name!r}.{meant}", "List them: python tunnel.py --list-clients", 2)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Client:
         kind: json, toml, yaml, shell, python, typescript or text.
         path: file or place for the text; {slug} stands for the server's name.
         render: Endpoint → text.
-        trust: how the client learns to trust a local CA, a key of _TRUST.
+        trust: how the client learns to trust a local CA, a key of TRUST.
         bearer: whether it takes a bearer token at all.
         default: whether it is in the short choice.
         note: what its user should know.
@@ -344,18 +346,21 @@ CLIENTS: dict[str, Client] = {
 
 DEFAULT_CHOICE: tuple[str, ...] = tuple(name for name, client in CLIENTS.items() if client.default)
 
-# what to do about a local CA; {ca} is its path, quoted for the shell
-_TRUST = {
-    "node": "Start it with NODE_EXTRA_CA_CERTS={ca} in its environment (a .env file has no effect), or it will not "
-    "trust the local certificate.",
+# what a local CA asks for: as a note, and as what the client works with; {ca} is its path, quoted for the shell
+TRUST: dict[str, tuple[str, str]] = {
+    "node": ("Start it with NODE_EXTRA_CA_CERTS={ca} in its environment (a .env file has no effect), or it will not "
+        "trust the local certificate.", "NODE_EXTRA_CA_CERTS={ca} in its environment"),
     # adds to the system's roots, where SSL_CERT_FILE may replace them
-    "codex": "Start it with CODEX_CA_CERTIFICATE={ca} in its environment, to trust the local CA.",
-    "any": "Start it with NODE_EXTRA_CA_CERTS={ca} (Node) or SSL_CERT_FILE={ca} (most others) in its environment, to "
-    "trust the local CA.",
-    "system": "Add {ca} to the system's trusted roots, then restart it: it may not read NODE_EXTRA_CA_CERTS.",
-    "given": "",
-    "remote": "",
-}
+    "codex": ("Start it with CODEX_CA_CERTIFICATE={ca} in its environment, to trust the local CA.",
+        "CODEX_CA_CERTIFICATE={ca} in its environment"),
+    "any": ("Start it with NODE_EXTRA_CA_CERTS={ca} (Node) or SSL_CERT_FILE={ca} (most others) in its environment, "
+        "to trust the local CA.",
+        "NODE_EXTRA_CA_CERTS={ca} (Node) or SSL_CERT_FILE={ca} (others) in its environment"),
+    "system": ("Add {ca} to the system's trusted roots, then restart it: it may not read NODE_EXTRA_CA_CERTS.",
+        "{ca} among the system's trusted roots"),
+    "given": ("", ""),
+    "remote": ("", ""),
+}  # fmt: skip
 _OUT_OF_REACH = "It runs elsewhere and cannot reach this local URL: open a public one first."
 
 
@@ -376,7 +381,7 @@ def render(name: str, endpoint: Endpoint) -> Snippet:
     if client.trust == "remote":
         trust = _OUT_OF_REACH if endpoint.local or endpoint.ca_file else ""
     elif endpoint.ca_file:
-        trust = _TRUST[client.trust].format(ca=shlex.quote(endpoint.ca_file))
+        trust = TRUST[client.trust][0].format(ca=shlex.quote(endpoint.ca_file))
     note = " ".join(filter(None, (trust, client.note)))
     path = client.path.replace("{slug}", endpoint.slug)
     return Snippet(client.kind, path, client.render(endpoint), note)

@@ -1,4 +1,4 @@
-"""How our command lines are laid out: help with examples, verbs of a verb, facts below each other."""
+"""How our command lines are laid out: help with examples, verbs of a verb, facts below each other, tables."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import argparse
 import re
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TextIO
+
+from slipway import knocks
 
 _FACT = re.compile(r"[a-z][\w ]{10} \S", re.I)  # "token       demo, …": a label, and what it says from column 12 on
 
@@ -38,9 +40,19 @@ def fitted(text: str, stream: TextIO) -> str:
         return text
     wide = shutil.get_terminal_size().columns
     return "\n".join(
-        _wrapped(line, wide) if len(line) > wide and _FACT.match(line) else line for line in text.split("\n")
+        wrapped(line, wide) if len(line) > wide and _FACT.match(line) else line for line in text.split("\n")
     )
 
 
-def _wrapped(line: str, wide: int) -> str:
-    return textwrap.fill(line, wide, subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False)
+def wrapped(line: str, wide: int, indent: str = " " * 12) -> str:
+    """Return a line as several of a width, all but the first with an indent; words stay whole, to be copied."""
+    return textwrap.fill(line, wide, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return rows in columns; no cell can command a terminal."""
+    lines = [[knocks.printable(cell) or "-" for cell in row] for row in (heads, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 
-from slipway import ngrok_errors
+from slipway import knocks, ngrok_errors
 from slipway.errors import Problem
 from slipway.settings import Settings
 
@@ -107,7 +107,8 @@ def _list_tools(url: str, token: str, trust: ssl.SSLContext, mark: str) -> list[
         if code in ngrok_errors.ROWS:
             raise ngrok_errors.TunnelError(*ngrok_errors.ROWS[code], code=code)
         what = f"{answer.status_code} {code}".strip()
-        cure = f"Read ngrok.com/docs/errors/{code.lower()}" if code else f"It said: {_shown(answer.text)}"
+        said = knocks.printable(answer.text, 160) or "nothing"
+        cure = f"Read ngrok.com/docs/errors/{code.lower()}" if code else f"It said: {said}"
         raise Problem(f"{url} answers {what} to a tools/list with a good token.", cure, 5)
     try:
         return [str(tool["name"]) for tool in _message(answer)["result"]["tools"]]
@@ -121,7 +122,3 @@ def _message(answer: httpx2.Response) -> Any:
         return answer.json()
     data = [line.removeprefix("data:") for line in answer.text.splitlines() if line.startswith("data:")]
     return json.loads(data[0])
-
-
-def _shown(text: str) -> str:
-    return "".join(char for char in text[:160] if char.isprintable()) or "nothing"

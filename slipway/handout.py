@@ -21,8 +21,8 @@ class Handout:
     local_url: str
     ca_file: str
     minted: tokens.Minted
-    invite: str = ""
-    console: str = ""
+    invite: str
+    console: str
 
     @property
     def join_url(self) -> str:
@@ -65,8 +65,7 @@ class Handout:
         for name in names:
             snippet = clients.render(name, self.endpoint())
             parts.append(f"── {clients.CLIENTS[name].title} · {snippet.path} ──\n{snippet.text}")
-        if self.console:
-            parts.append(f"── the browser console · a link that holds the token ──\n{self.console_url}\n")
+        parts.append(f"── the browser console · a link that holds the token ──\n{self.console_url}\n")
         return "\n".join(parts)
 
     def notes(self, names: list[str]) -> list[str]:

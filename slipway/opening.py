@@ -15,11 +15,10 @@ from slipway.settings import Settings
 
 @dataclass(frozen=True)
 class Opening:
-    """Where clients connect, and whether it was this run that opened it."""
+    """Where clients connect."""
 
     url: str
     public: bool
-    ours: bool
 
 
 @contextlib.contextmanager
@@ -42,7 +41,7 @@ def opened(config: Settings, root: Path, *, url: str, public: bool, say: Callabl
                 "Put NGROK_AUTHTOKEN=… into .env (dashboard.ngrok.com/get-started/your-authtoken), then ./scripts/up"
             )
             raise Problem("A public URL was asked for, but there is no ngrok authtoken.", cure, 10)
-        yield Opening(edge.local_url(config), public=False, ours=False)
+        yield Opening(edge.local_url(config), public=False)
         return
     record, note = root / config.state / "run" / "tunnel.json", root / config.public_url_file
     if found := processes.running(record):
@@ -54,7 +53,7 @@ def opened(config: Settings, root: Path, *, url: str, public: bool, say: Callabl
         if url and url.rstrip("/") != present:
             raise Problem(f"A tunnel is open already, at {present}.", "Stop it first: ./scripts/down", 11)
         say(f"the tunnel is open already (process {number}); this one only prints and watches")
-        yield Opening(present + "/mcp", public=True, ours=False)
+        yield Opening(present + "/mcp", public=True)
         return
 
     def publish() -> None:
@@ -70,14 +69,13 @@ def opened(config: Settings, root: Path, *, url: str, public: bool, say: Callabl
     try:
         options = tunnels.TunnelOptions(
             upstream=f"http://127.0.0.1:{config.edge_port}",
-            url=url or config.public_url or None,
+            url=url or None,
             authtoken=token,
-            ngrok_path=os.environ.get("PYNGROK_NGROK_PATH"),
             config_dir=root / config.state / "ngrok",
         )
         with tunnels.open_tunnel(options, on_event) as tunnel:
             publish()
-            yield Opening(tunnel.public_url + "/mcp", public=True, ours=True)
+            yield Opening(tunnel.public_url + "/mcp", public=True)
     finally:
         note.unlink(missing_ok=True)
         record.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Any
 
-from slipway import commandline, settings, tokens
+from slipway import commandline, knocks, settings, tokens
 from slipway.errors import Problem, command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -155,7 +155,8 @@ def _tokens(server: Server, chosen: argparse.Namespace, secret: tokens.Secret) -
     match chosen.verb:
         case "list":
             answer = server.ask("GET", "/tokens")
-            return answer, table(["id", "subject", "scope", "ends", "via", "state"], map(_row, answer["tokens"]))
+            heads = ["id", "subject", "scope", "ends", "via", "state"]
+            return answer, commandline.table(heads, map(_row, answer["tokens"]))
         case "mint":
             asked = {name: getattr(chosen, name) for name in ("subject", "tools", "ttl", "purpose")}
             asked["limits"] = [f"{name}={most}" for name, most in tokens.own_limits(chosen.limit).items()]
@@ -163,7 +164,7 @@ def _tokens(server: Server, chosen: argparse.Namespace, secret: tokens.Secret) -
             return answer, answer["token"]
         case "show":
             answer = server.ask("GET", f"/tokens/{_id(chosen.id, secret)}")
-            told = {name: plain(_moment(name, value), 10_000) for name, value in answer.items()}
+            told = {name: knocks.printable(_moment(name, value), 10_000) for name, value in answer.items()}
             return answer, "\n".join(f"{name + ':':<13}{value}" for name, value in told.items())
         case "extend":
             answer = server.ask("POST", f"/tokens/{_id(chosen.id, secret)}/extend", {"ttl": chosen.ttl})
@@ -202,7 +203,7 @@ def _invites(server: Server, chosen: argparse.Namespace, _: tokens.Secret) -> tu
         ]
         for one in answer["invites"]
     )
-    return answer, table(["id", "used", "scope", "ends", "name", "state"], rows)
+    return answer, commandline.table(["id", "used", "scope", "ends", "name", "state"], rows)
 
 
 def _id(given: str, secret: tokens.Secret) -> str:
@@ -229,19 +230,6 @@ def _moment(name: str, value: object) -> str:
     if name.endswith(("_at", "_to")) and isinstance(value, int | float):
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value)) if value else "never"
     return str(value)
-
-
-def plain(text: str, limit: int) -> str:
-    """Return text that cannot command a terminal: a program that registered by itself chose its name."""
-    return "".join(char for char in text[:limit] if char.isprintable())
-
-
-def table(heads: list[str], rows: Any) -> str:
-    lines = [heads, *([plain(str(cell), 60) or "-" for cell in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
 
 
 def main(argv: list[str]) -> int:

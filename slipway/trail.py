@@ -90,15 +90,9 @@ def _print(knock: knocks.Knock, *, as_json: bool) -> None:
         sys.stdout.write(knocks.render(knock) + "\n")
 
 
-def _add_up(found: Iterable[knocks.Knock], names: list[str]) -> None:
-    sums = Counter(tuple(str(getattr(knock, name)) for name in names) for knock in found)
-    rows = [("calls", *names), *((str(count), *key) for key, count in sums.most_common())]
-    widths = [max(len(knocks.printable(row[column])) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [knocks.printable(cell) or "-" for cell in row]
-        sys.stdout.write(
-            "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() + "\n"
-        )
+def _added_up(found: Iterable[knocks.Knock], names: list[str]) -> str:
+    sums = Counter(tuple(getattr(knock, name) for name in names) for knock in found)
+    return commandline.table(["calls", *names], ((count, *key) for key, count in sums.most_common()))
 
 
 def main(argv: list[str]) -> int:
@@ -118,7 +112,7 @@ def main(argv: list[str]) -> int:
     if names:
         # a call whose client left before its tool ended has two lines; the second tells how it ended
         once = {(knock.request_id or id(knock), knock.time): knock for knock in found}
-        _add_up(once.values(), names)
+        sys.stdout.write(_added_up(once.values(), names) + "\n")
         return 0 if found else 1
     for knock in found if chosen.all else found[-chosen.last :] if chosen.last > 0 else []:
         _print(knock, as_json=chosen.json)

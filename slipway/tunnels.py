@@ -49,16 +49,14 @@ class TunnelOptions:
         upstream: a full URL; pyngrok turns host:port into http://localhost:host:port.
         authtoken: never logged, never on a command line; it goes into our ngrok.yml of mode 600.
         config_dir: folder of that file.
-        name: of the endpoint.
         url: the user's own domain, or None for the account's.
-        ngrok_path: the agent, or None for pyngrok's own copy.
+        ngrok_path: the agent, or None for PYNGROK_NGROK_PATH, or else pyngrok's own copy.
         startup_timeout: seconds that the agent may take to get ready.
     """
 
     upstream: str
     authtoken: str = field(repr=False)
     config_dir: Path
-    name: str = "slipway"
     url: str | None = None
     ngrok_path: str | None = None
     startup_timeout: int = 15
@@ -73,13 +71,11 @@ def users_authtoken() -> str:
         return ""
 
 
-def end_agents(config_dir: Path) -> int:
-    """End agents that use our ngrok.yml, an earlier run's orphans too. Returns: how many there were."""
-    found = _agents(config_dir)
-    for process in found:
+def end_agents(config_dir: Path) -> None:
+    """End agents that use our ngrok.yml, an earlier run's orphans too."""
+    for process in _agents(config_dir):
         with contextlib.suppress(psutil.Error):
             processes.end(process)
-    return len(found)
 
 
 def _agents(config_dir: Path) -> list[psutil.Process]:
@@ -170,7 +166,7 @@ class Tunnel:
         wanted: dict[str, Any] = {"url": self._options.url} if self._options.url else {}
         connected = ngrok.connect(
             self._options.upstream,
-            name=self._options.name,
+            name="slipway",
             pyngrok_config=self._config,
             inspect=False,
             **wanted,

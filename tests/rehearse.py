@@ -29,7 +29,7 @@ from fastmcp.exceptions import ToolError
 from slipway import commandline, edge, processes, settings, stack, tokens
 from slipway.errors import Problem, command
 from slipway.lab import checkpoints
-from slipway.operator import Server, table
+from slipway.operator import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLE = "Rehearsal"
@@ -356,7 +356,7 @@ def main(argv: list[str]) -> int:
 
 def _text(told: dict[str, Any]) -> str:
     summary = told["summary"]
-    reached = table(["checkpoint", "seats"], summary.get("checkpoints", {}).items())
+    reached = commandline.table(["checkpoint", "seats"], summary.get("checkpoints", {}).items())
     verdict = "ready" if not told["failed"] else f"{told['failed']} steps were not as they should be"
     return (
         f"\n{told['seats']} seats, {told['seconds']} s, {summary.get('calls', 0)} calls, "

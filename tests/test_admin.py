@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from fastmcp import Client
 
-from slipway import operator, tokens
+from slipway import commandline, operator, tokens
 from tests.conftest import Stack, clean_environment, wait_until
 
 pytestmark = pytest.mark.slow
@@ -211,7 +211,7 @@ def test_a_name_that_a_program_gave_itself_commands_no_terminal() -> None:
         "via": "oauth",
     }
     heads = ["id", "subject", "scope", "ends", "via", "state"]
-    table = operator.table(heads, [operator._row(record | {"state": "good"})])
+    table = commandline.table(heads, [operator._row(record | {"state": "good"})])
     assert "ana (]0;owned app)" in table
     assert all(char.isprintable() or char == "\n" for char in table)
 

@@ -6,10 +6,11 @@ import asyncio
 from typing import Any
 from urllib.parse import urlsplit
 
-from slipway.doctor.checks import check
+from slipway.doctor.checks import Checks
 from slipway.doctor.hops import Finding, Hop, NotApplicable, failure, is_local, ok, warning
-from slipway.doctor.transport import _named
 from slipway.doctor.wire import Answer, shown
+
+check = Checks()
 
 _SPEC = "RFC 6750 §3, RFC 9728 §5.1"
 
@@ -34,7 +35,7 @@ async def challenge(hop: Hop) -> Finding:
             "401 without WWW-Authenticate", "Clients that sign in by OAuth find no way to begin.",
             f"Let the challenge through, on the server and every proxy ({_SPEC})",
         )  # fmt: skip
-    if not _named(answer):
+    if not answer.resource_metadata():
         return ok("401 Bearer, without resource_metadata: tokens only, no OAuth")
     return ok("401 Bearer with resource_metadata")
 
@@ -78,7 +79,7 @@ async def oauth(hop: Hop) -> Finding:
     """Read the protected resource's and the authorization server's metadata, and hold them against the URL."""
     await hop.reached()
     path = "/.well-known/oauth-protected-resource"
-    named = _named(await hop.stranger())
+    named = (await hop.stranger()).resource_metadata()
     answer = await hop.ask("GET", path=path + hop.path.rstrip("/"))
     if answer.status == 404:
         answer = await hop.ask("GET", path=path)

@@ -1,46 +1,43 @@
-"""The list of checks, in the order in which they are shown, and how they run at a hop."""
+"""The checks of all rooms, and how they run at a hop. examine.py says in which order they are shown."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from slipway.doctor.hops import Finding, Hop, NotApplicable, warning
 
 AT_ONCE = 6  # probes of one hop
 
 
-@dataclass(frozen=True)
-class Check:
-    """A question that is asked at each hop."""
-
-    id: str
-    run: Callable[[Hop], Awaitable[Finding]]
+Check = Callable[[Hop], Awaitable[Finding]]  # a question that is asked at each hop
 
 
-CHECKS: dict[str, Check] = {}
+class Checks(dict[str, Check]):
+    """Checks by their ids."""
+
+    def __call__(self, name: str) -> Callable[[Check], None]:
+        """Return what takes in a function."""
+
+        def add(run: Check) -> None:
+            self[name] = run
+
+        return add
 
 
-def check(name: str) -> Callable[[Callable[[Hop], Awaitable[Finding]]], None]:
-    """Put a function into CHECKS."""
-
-    def add(run: Callable[[Hop], Awaitable[Finding]]) -> None:
-        CHECKS[name] = Check(name, run)
-
-    return add
+CHECKS = Checks()
 
 
 def start(hop: Hop) -> None:
     """Begin every check of a hop; `hop.found` holds what will be found, by the check's id."""
     turns = asyncio.Semaphore(AT_ONCE)
-    hop.found = {each.id: asyncio.ensure_future(_run(each, hop, turns)) for each in CHECKS.values()}
+    hop.found = {name: asyncio.ensure_future(_run(check, hop, turns)) for name, check in CHECKS.items()}
 
 
-async def _run(each: Check, hop: Hop, turns: asyncio.Semaphore) -> Finding:
+async def _run(check: Check, hop: Hop, turns: asyncio.Semaphore) -> Finding:
     async with turns:
         try:
-            return await each.run(hop)
+            return await check(hop)
         except NotApplicable as why:
             return Finding("not-applicable", str(why))
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 
-from slipway.doctor.checks import check
+from slipway.doctor.checks import Checks
 from slipway.doctor.hops import Finding, Hop, NotApplicable, failure, ok, warning
 from slipway.doctor.wire import Answer, shown
+
+check = Checks()
 
 FOREIGN = "https://not-allowed.example"
 _COMMON = "authorization, content-type, accept, mcp-protocol-version"
@@ -53,19 +55,33 @@ def _readable(hop: Hop, answer: Answer, what: str) -> Finding | None:
     return None
 
 
-def _exposed(answer: Answer) -> set[str]:
-    return {name.strip().lower() for name in answer.header("access-control-expose-headers").split(",")}
+def _reads(hop: Hop, answer: Answer, what: str, header: str, cause: str) -> Finding:
+    """Say whether a page could read this answer, and the header if it has it."""
+    if unreadable := _readable(hop, answer, what):
+        return unreadable
+    exposed = {name.strip().lower() for name in answer.header("access-control-expose-headers").split(",")}
+    if answer.header(header.lower()) and not {header.lower(), "*"} & exposed:
+        return _bad(
+            hop, f"{header} is not exposed", cause,
+            "Access-Control-Expose-Headers: Mcp-Session-Id, WWW-Authenticate, Retry-After",
+        )  # fmt: skip
+    return ok("readable")
+
+
+async def _options(hop: Hop, asked: str, *, method: str = "POST", origin: str = "") -> Answer:
+    """Send a preflight as browsers do: without a token and without ngrok's header, which they only ask for."""
+    headers = {
+        "origin": origin or hop.origin, "access-control-request-method": method,
+        "access-control-request-headers": asked, "ngrok-skip-browser-warning": "",
+    }  # fmt: skip
+    return await hop.ask("OPTIONS", token=False, headers=headers, http2=True)
 
 
 async def _preflight(hop: Hop, asked: str) -> Finding:
     """Ask leave for headers, as a browser does before it sends them."""
     _pages(hop)
     await hop.reached()
-    headers = {
-        "origin": hop.origin, "access-control-request-method": "POST", "access-control-request-headers": asked,
-        "ngrok-skip-browser-warning": "",
-    }  # fmt: skip
-    answer = await hop.ask("OPTIONS", token=False, headers=headers, http2=True)
+    answer = await _options(hop, asked)
     if not 200 <= answer.status < 300:
         cause = "Browsers send the preflight without a token, and give up on any answer but 2xx."
         if answer.status == 403:
@@ -97,11 +113,7 @@ async def preflight_delete(hop: Hop) -> Finding:
     """Ask leave to end a session."""
     _pages(hop)
     await hop.reached()
-    headers = {
-        "origin": hop.origin, "access-control-request-method": "DELETE",
-        "access-control-request-headers": "authorization, mcp-session-id",
-    }  # fmt: skip
-    answer = await hop.ask("OPTIONS", token=False, headers=headers, http2=True)
+    answer = await _options(hop, "authorization, mcp-session-id", method="DELETE")
     methods = answer.header("access-control-allow-methods").upper().replace(" ", "").split(",")
     if not 200 <= answer.status < 300 or not answer.header("access-control-allow-origin"):
         raise NotApplicable("see preflight-handshake")
@@ -129,14 +141,8 @@ async def session_readable(hop: Hop) -> Finding:
     answer = await hop.page()
     if not answer.header("mcp-session-id"):
         raise NotApplicable("there is no session id")
-    if unreadable := _readable(hop, answer, "POST"):
-        return unreadable
-    if not {"mcp-session-id", "*"} & _exposed(answer):
-        return _bad(
-            hop, "not exposed", "A page of the handshake era loses its session after initialize.",
-            "Access-Control-Expose-Headers: Mcp-Session-Id, WWW-Authenticate, Retry-After",
-        )  # fmt: skip
-    return ok("exposed")
+    cause = "A page of the handshake era loses its session after initialize."
+    return _reads(hop, answer, "POST", "Mcp-Session-Id", cause)
 
 
 @check("401-readable")
@@ -146,14 +152,7 @@ async def refusal_readable(hop: Hop) -> Finding:
     answer = await hop.stranger(page=True)
     if answer.status != 401:
         raise NotApplicable(f"without a token it answers {answer.status}")
-    if unreadable := _readable(hop, answer, "401"):
-        return unreadable
-    if answer.header("www-authenticate") and not {"www-authenticate", "*"} & _exposed(answer):
-        return _bad(
-            hop, "WWW-Authenticate is not exposed", "A page cannot learn where to sign in.",
-            "Access-Control-Expose-Headers: WWW-Authenticate, Mcp-Session-Id, Retry-After",
-        )  # fmt: skip
-    return ok("readable")
+    return _reads(hop, answer, "401", "WWW-Authenticate", "A page cannot learn where to sign in.")
 
 
 @check("404-readable")
@@ -188,12 +187,8 @@ async def foreign_refused(hop: Hop) -> Finding:
     """Ask as a page that was never allowed."""
     _pages(hop)
     await hop.reached()
-    headers = {
-        "origin": FOREIGN, "access-control-request-method": "POST",
-        "access-control-request-headers": "authorization, content-type",
-    }  # fmt: skip
     answers = [
-        await hop.ask("OPTIONS", token=False, headers=headers, http2=True),
+        await _options(hop, "authorization, content-type", origin=FOREIGN),
         await hop.post("ping", headers={"origin": FOREIGN}, token=False),
     ]
     allowed = [value for each in answers for value in each.all("access-control-allow-origin")]
@@ -223,7 +218,7 @@ async def origin(hop: Hop) -> Finding:
     _pages(hop)
     await hop.admitted()
     headers = {"origin": hop.origin, **await hop.in_session()}
-    answer = await hop.post("ping", headers=headers, http2=hop.secure)
+    answer = await hop.post("ping", headers=headers, http2=True)
     if answer.status == 403:
         return _bad(hop, answer.said(), f"Calls from {hop.origin} are refused.", _allow(hop))
     return ok(f"{answer.http} {answer.status}")

@@ -22,7 +22,10 @@ LOG_TAIL = 512 * 1024  # bytes
 LOG_PATIENCE = 2.0  # seconds until a request must stand in a log
 SERVER_PATIENCE = 0.5  # seconds until the server must have written of what the edge passed on
 TOKEN_LIFE = 900  # seconds
-ROOMS = (transport, access, protocol, cors, streams)  # importing them fills CHECKS, in this order
+
+# in the order in which their checks are shown
+for room in (transport, access, cors, protocol, streams):
+    checks.CHECKS.update(room.check)
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def _logged(folder: Path, request_id: str) -> dict[str, Any]:
     begun = time.monotonic()
     while True:
         for name in ("server", "edge"):
-            for line in (*_tail(folder / f"{name}.jsonl.1"), *_tail(folder / f"{name}.jsonl")):
+            for line in (*tail(folder / f"{name}.jsonl.1"), *tail(folder / f"{name}.jsonl")):
                 if request_id in line:
                     with contextlib.suppress(ValueError):
                         found = json.loads(line)
@@ -169,7 +172,8 @@ def _logged(folder: Path, request_id: str) -> dict[str, Any]:
         time.sleep(0.1)  # a log file has no event to wait for
 
 
-def _tail(path: Path) -> list[str]:
+def tail(path: Path) -> list[str]:
+    """Return the last lines of a log, at most LOG_TAIL bytes; the first may be cut."""
     try:
         with path.open("rb") as stream:
             stream.seek(max(0, path.stat().st_size - LOG_TAIL))

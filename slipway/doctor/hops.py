@@ -60,6 +60,11 @@ def failure(saw: str, cause: str, cure: str) -> Finding:
     return Finding("failure", saw, cause, cure)
 
 
+def plural(number: int, noun: str) -> str:
+    """Return "1 tool", "2 tools"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def is_local(url: str) -> bool:
     """Tell whether a URL is of this machine."""
     host = urlsplit(url).hostname or ""
@@ -196,7 +201,7 @@ class Hop:
 
         async def probe() -> Answer:
             headers = {"origin": self.origin} if page else {}
-            return await self.post("initialize", HELLO, token=token, headers=headers, http2=page and self.secure)
+            return await self.post("initialize", HELLO, token=token, headers=headers, http2=page)
 
         found: Answer = await self.once(f"hello {token} {page}", probe)
         return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from slipway.doctor.checks import check
-from slipway.doctor.hops import HELLO, Finding, Hop, NotApplicable, failure, ok, warning
+from slipway.doctor.checks import Checks
+from slipway.doctor.hops import HELLO, Finding, Hop, NotApplicable, failure, ok, plural, warning
 from slipway.doctor.wire import shown
+
+check = Checks()
 
 
 @check("handshake")
@@ -25,11 +27,7 @@ async def handshake(hop: Hop) -> Finding:
     tools = await hop.tools()
     info = result.get("serverInfo")
     who = shown(str(info.get("name", "")), 30) if isinstance(info, dict) else "a server"
-    return ok(f"{who}, {shown(str(result['protocolVersion']), 12)}, {_tools(len(tools))}")
-
-
-def _tools(count: int) -> str:
-    return f"{count} tool{'' if count == 1 else 's'}"
+    return ok(f"{who}, {shown(str(result['protocolVersion']), 12)}, {plural(len(tools), 'tool')}")
 
 
 @check("newest")
@@ -40,7 +38,7 @@ async def newest(hop: Hop) -> Finding:
     if answer.status == 200 and isinstance(answer.result().get("capabilities"), dict):
         listed = await hop.post_newest("tools/list")
         tools = listed.result().get("tools")
-        return ok(_tools(len(tools) if isinstance(tools, list) else 0))
+        return ok(plural(len(tools) if isinstance(tools, list) else 0, "tool"))
     error = answer.message().get("error")
     said = shown(str(error.get("message", ""))) if isinstance(error, dict) else answer.said()
     if await hop.well_before("newest"):

@@ -1,22 +1,31 @@
-"""What an examination says: a table and sentences for people, one JSON object for scripts, a file for a bug."""
+"""What an examination says: a table and sentences for people, one JSON object for scripts, a file for a bug.
+
+And the short form, which tunnel.py tells from the background.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import platform
 import re
 import shlex
 import sys
-import textwrap
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from slipway import files
+from slipway import commandline, files, tokens
 from slipway.clients import CLIENTS
+from slipway.doctor import examine
 from slipway.doctor.checks import CHECKS
 from slipway.doctor.examine import Report
+from slipway.doctor.hops import plural
 from slipway.errors import Problem
+from slipway.settings import Settings
 
 SIGNS = {"ok": "✓", "warning": "!", "failure": "✗", "not-applicable": "·"}
 WIDTH = 80
@@ -47,8 +56,8 @@ def _troubles(report: Report) -> list[str]:
     if not hop:
         last = report.found[-1].values()
         count = sum(each.verdict == "ok" for each in last)
-        return [f"All well: {count} checks at {_count(len(report.hops), 'hop')}.", ""]
-    lines = [_wrapped(f"First trouble at {hop}: {', '.join(names)}", "  "), ""]
+        return [f"All well: {count} checks at {plural(len(report.hops), 'hop')}.", ""]
+    lines = [commandline.wrapped(f"First trouble at {hop}: {', '.join(names)}", WIDTH, "  "), ""]
     for verdict in ("failure", "warning"):
         # what has one cause is said once
         groups: dict[tuple[str, str], dict[str, list[str]]] = {}
@@ -60,25 +69,14 @@ def _troubles(report: Report) -> list[str]:
             first = next(iter(checks))
             where = list(dict.fromkeys(name for hops in checks.values() for name in hops))
             saw = report.found[[each.name for each in report.hops].index(where[0])][first].saw
+            head = f"{SIGNS[verdict]} {', '.join(checks)} at {', '.join(where)}"
             lines += [
-                _wrapped(f"{SIGNS[verdict]} {', '.join(checks)} at {', '.join(where)}: {saw}", "    "),
-                _wrapped(f"    {cause}", "    "),
-                *([_wrapped(f"    → {cure}", "      ")] if cure else []),
+                commandline.wrapped(f"{head}: {saw}", WIDTH, "    "),
+                commandline.wrapped(f"    {cause}", WIDTH, "    "),
+                *([commandline.wrapped(f"    → {cure}", WIDTH, "      ")] if cure else []),
                 "",
             ]
     return lines
-
-
-def _wrapped(text: str, indent: str) -> str:
-    first = text[: len(text) - len(text.lstrip())]
-    return textwrap.fill(
-        text.strip(),
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def _clients(report: Report) -> list[str]:
@@ -94,8 +92,8 @@ def _clients(report: Report) -> list[str]:
         for (found, why), titles in groups.items():
             if found == verdict:
                 what = f"{verdict}, because {why}" if verdict == "cannot" else f"{verdict} {why}"
-                lines += [_wrapped(f"  {sign} {what.strip().replace(ca, '$CA')}", "    ")]
-                lines += [_wrapped(f"      {' · '.join(titles)}", "      ")]
+                lines += [commandline.wrapped(f"  {sign} {what.strip().replace(ca, '$CA')}", WIDTH, "    ")]
+                lines += [commandline.wrapped(f"      {' · '.join(titles)}", WIDTH, "      ")]
     return [*lines, *([f"  CA={ca}"] if any("$CA" in line for line in lines) else [])]
 
 
@@ -103,13 +101,9 @@ def short(report: Report) -> str:
     """Return one line if all is well, else the failures and warnings alone."""
     hop, _ = report.first_trouble()
     if not hop:
-        return f"doctor      {len(CHECKS)} checks at {_count(len(report.hops), 'hop')}: all well"
+        return f"doctor      {len(CHECKS)} checks at {plural(len(report.hops), 'hop')}: all well"
     lines = [line for line in _troubles(report) if line]
     return "doctor      " + "\n".join([*lines, "    all of it: ./scripts/doctor"])
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -123,14 +117,11 @@ def as_json(report: Report) -> dict[str, Any]:
             {
                 "name": each.name,
                 "url": each.url,
-                "checks": {
-                    name: {"verdict": f.verdict, "saw": f.saw, "cause": f.cause, "cure": f.cure}
-                    for name, f in group.items()
-                },
+                "checks": {name: asdict(finding) for name, finding in group.items()},
             }
             for each, group in zip(report.hops, report.found, strict=True)
         ],
-        "clients": {name: {"verdict": each.verdict, "why": each.why} for name, each in report.clients.items()},
+        "clients": {name: asdict(each) for name, each in report.clients.items()},
     }
 
 
@@ -151,7 +142,7 @@ def write_bundle(report: Report, path: Path, root: Path, logs: Path) -> None:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": versions,
-        "logs": {name: _end(logs / f"{name}.jsonl") for name in ("server", "edge")},
+        "logs": {name: examine.tail(logs / f"{name}.jsonl")[-100:] for name in ("server", "edge")},
     }
     text = redacted(json.dumps(content, indent=1, ensure_ascii=False), report.hops[-1].token, root)
     try:
@@ -163,14 +154,21 @@ def write_bundle(report: Report, path: Path, root: Path, logs: Path) -> None:
 
 def redacted(text: str, token: str, root: Path) -> str:
     """Take out tokens, and the paths that name the user."""
-    for secret in filter(None, (token,)):
-        text = text.replace(secret, "…")
+    if token:
+        text = text.replace(token, "…")
     text = _SECRETS.sub("…", text)
     return text.replace(str(root), ".").replace(str(Path.home()), "~")
 
 
-def _end(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()[-100:]
-    except OSError:
-        return []
+def begin(config: Settings, root: Path, secret: tokens.Secret, say: Callable[[str], None]) -> None:
+    """Examine every hop in the background and say in short what came of it; it never ends the caller."""
+
+    def run() -> None:
+        try:
+            hops = examine.hops(config, root, examine.Asked(), secret)
+            say(short(asyncio.run(examine.examine(hops))))
+        except Exception as error:
+            # a tunnel that works must not end because its examination did
+            say(f"doctor      gave up ({type(error).__name__}); try ./scripts/doctor")
+
+    threading.Thread(target=run, name="doctor", daemon=True).start()

@@ -7,18 +7,21 @@ import itertools
 from collections.abc import Awaitable
 from typing import Any
 
-from slipway.doctor.checks import check
+from slipway.doctor.checks import Checks
 from slipway.doctor.hops import HANDSHAKE, HELLO, Finding, Hop, NotApplicable, failure, ok, warning
 from slipway.doctor.wire import Answer, Event, shown
 
-# tools that stream and change nothing: {name: (arguments, seconds from the first event to the last)}
-KNOWN: dict[str, tuple[dict[str, Any], float]] = {
-    "countdown": ({"n": 4, "seconds": 0.4}, 1.6),
-    "trigger-long-running-operation": ({"duration": 2, "steps": 5}, 1.6),
+check = Checks()
+
+# tools that stream and change nothing, with arguments for LASTING seconds from the first event to the last
+KNOWN: dict[str, dict[str, Any]] = {
+    "countdown": {"n": 4, "seconds": 0.4},
+    "trigger-long-running-operation": {"duration": 2, "steps": 5},
 }
+LASTING = 1.6
 IDLE = 4.0  # seconds in which an idle stream must show its head
 RETRIES = 3
-GRACE = 20.0  # seconds between two signs of life on an idle stream that keep every proxy's timer from running out
+SILENT = 25.0  # seconds: an idle stream with fewer signs of life runs into the timer of some proxy
 _BUFFER = (
     "Switch buffering off for this path (nginx: proxy_buffering off; cloudflared: quick tunnels hold streams back; "
     "Caddy: flush_interval -1)"
@@ -32,10 +35,10 @@ async def _call(hop: Hop, *, newest: bool, headers: dict[str, str] | None = None
         NotApplicable: there is none that is known to be harmless.
     """
     offered = {str(tool.get("name")): tool for tool in await hop.tools()}
-    name = next((each for each in KNOWN if each in offered and _fits(offered[each], KNOWN[each][0])), "")
+    name = next((each for each in KNOWN if each in offered and _fits(offered[each], KNOWN[each])), "")
     if not name:
         raise NotApplicable("no tool that streams and is known to be harmless")
-    params = {"name": name, "arguments": KNOWN[name][0], "_meta": {"progressToken": "doctor"}}
+    params = {"name": name, "arguments": KNOWN[name], "_meta": {"progressToken": "doctor"}}
     if newest:
         return await hop.post_newest("tools/call", params, headers=headers, **how)
     return await hop.post("tools/call", params, headers={**await hop.in_session(), **(headers or {})}, **how)
@@ -66,7 +69,7 @@ async def post_stream(hop: Hop) -> Finding:
 
 
 def _paced(answer: Answer) -> Finding:
-    steps, lasting = _progress(answer), min(length for _, length in KNOWN.values())
+    steps = _progress(answer)
     if not answer.message() and answer.left:
         return warning(
             f"not over in {answer.seconds:.0f} s", "It was left before its end, so nothing is known of that.",
@@ -81,12 +84,12 @@ def _paced(answer: Answer) -> Finding:
         return ok("no progress was sent")
     spread = steps[-1].at - steps[0].at
     saw = f"{len(steps)} events over {spread:.1f} s, the first after {steps[0].at * 1000:.0f} ms"
-    if spread < 0.4 * lasting:
+    if spread < 0.4 * LASTING:
         return failure(
             f"{len(steps)} events in one lump after {steps[0].at:.1f} s",
             "Something holds the stream back until it ends or a buffer is full: no progress, no logs.", _BUFFER,
         )  # fmt: skip
-    if answer.to_head > 0.6 * lasting:
+    if answer.to_head > 0.6 * LASTING:
         return failure(f"head after {answer.to_head:.1f} s", "The head of the answer is held back.", _BUFFER)
     return ok(saw)
 
@@ -107,11 +110,7 @@ async def get_stream(hop: Hop) -> Finding:
     """Open the stream on which a server speaks first, and wait for its head and its first byte."""
     if not await hop.session():
         raise NotApplicable("without a session there is no GET stream")
-
-    async def probe() -> Answer:
-        return await _idle(hop, IDLE, first=True)
-
-    answer: Answer = await hop.once("idle", probe)
+    answer = await _idle(hop, IDLE, first=True)
     if answer.status == 405:
         raise NotApplicable("the server offers none (405)")
     if answer.status and (answer.status != 200 or not answer.streams):
@@ -160,7 +159,7 @@ async def compression(hop: Hop) -> Finding:
     if not encoding:
         return ok("none")
     moments = [event.at for event in _progress(answer)] or answer.bytes_at or [0.0]
-    held = moments[-1] - moments[0] < 0.4 * min(length for _, length in KNOWN.values())
+    held = moments[-1] - moments[0] < 0.4 * LASTING
     found = failure if held else warning
     return found(
         f"{shown(encoding, 20)}, {len(answer.bytes_at)} pieces",
@@ -219,7 +218,7 @@ async def idle(hop: Hop) -> Finding:
         )  # fmt: skip
     moments = [0.0, *answer.bytes_at, float(hop.soak)]
     longest = max(later - sooner for sooner, later in itertools.pairwise(moments))
-    if longest > GRACE + 5:
+    if longest > SILENT:
         return warning(
             f"silent for {longest:.0f} s", "Tunnels cut what is silent for long (Cloudflare 125 s, ngrok 5 min).",
             "Send a ping every 15 s",

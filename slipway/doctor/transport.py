@@ -9,14 +9,15 @@ import shutil
 import socket
 import ssl
 import time
-from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from slipway import ngrok_errors
-from slipway.doctor.checks import check
+from slipway.doctor.checks import Checks
 from slipway.doctor.hops import HELLO, Finding, Hop, NotApplicable, failure, ok, warning
 from slipway.doctor.wire import Answer, shown
+
+check = Checks()
 
 BROWSER = "Mozilla/5.0 (slipway-check/doctor)"
 START = "./scripts/up"
@@ -24,9 +25,9 @@ START = "./scripts/up"
 SINGLE = ("access-control-allow-origin", "content-type", "mcp-session-id", "mcp-protocol-version", "cache-control",
           "content-length", "location", "retry-after")  # fmt: skip
 # what hops may add, lose or change without harm
-IDLE = {"date", "server", "via", "connection", "keep-alive", "transfer-encoding", "content-length", "alt-svc",
-        "x-request-id", "mcp-session-id", "vary", "etag", "strict-transport-security"}  # fmt: skip
-QUOTA = {"ERR_NGROK_725": "bandwidth", "ERR_NGROK_727": "requests"}
+HARMLESS = {"date", "server", "via", "connection", "keep-alive", "transfer-encoding", "content-length", "alt-svc",
+            "x-request-id", "mcp-session-id", "vary", "etag", "strict-transport-security"}  # fmt: skip
+QUOTA = ("ERR_NGROK_725", "ERR_NGROK_727")
 SMALL, LARGE = 100_000, 1_500_000  # bytes
 NODE = """const s=require("tls").connect({host:process.argv[1],port:+process.argv[2],servername:process.argv[1]},
 ()=>{console.log("trusted");s.end()});s.on("error",e=>{console.log(e.code||e.message);process.exit(1)});
@@ -106,7 +107,7 @@ async def tls(hop: Hop) -> Finding:
 def _untrusted(hop: Hop, what: str) -> tuple[str, str]:
     if "expired" in what:
         return "The certificate has expired.", START if hop.ours else "Renew it"
-    if "match" in what or "doesn't match" in what:
+    if "match" in what:
         return f"The certificate is for another name than {hop.host}.", "Use the name that it was made for"
     cure = START if hop.ours else "Trust its authority: SSL_CERT_FILE=/path/to/ca.pem, then the command again"
     return "The certificate comes from an authority that is not trusted here.", cure
@@ -119,7 +120,7 @@ async def trust(hop: Hop) -> Finding:
         raise NotApplicable("plain HTTP")
     await hop.reached()
     node = shutil.which("node")
-    said = [f"SSL_CERT_FILE={_tilde(hop.ca)}"] if hop.ca else ["Python: system roots"]
+    said = [f"SSL_CERT_FILE=…/{hop.ca.name}"] if hop.ca else ["Python: system roots"]
     if node:
         environment = {**os.environ, **({"NODE_EXTRA_CA_CERTS": str(hop.ca)} if hop.ca else {})}
         port = str(urlsplit(hop.url).port or 443)
@@ -138,12 +139,8 @@ async def trust(hop: Hop) -> Finding:
                 f"Node: {shown(heard, 60)}", "Node clients will not trust the certificate.",
                 "Start them with NODE_EXTRA_CA_CERTS=/path/to/ca.pem in their environment (.env has no effect)",
             )  # fmt: skip
-        said.append(f"NODE_EXTRA_CA_CERTS={_tilde(hop.ca)}" if hop.ca else "Node: its own roots")
+        said.append(f"NODE_EXTRA_CA_CERTS=…/{hop.ca.name}" if hop.ca else "Node: its own roots")
     return ok(", ".join(said) + ("" if node else "; there is no node here to ask"))
-
-
-def _tilde(path: Path | None) -> str:
-    return f"…/{path.name}" if path else ""
 
 
 @check("redirect")
@@ -213,7 +210,7 @@ async def host(hop: Hop) -> Finding:
             "Let the proxy keep the Host header; for a name of your own: SLIPWAY_ALLOWED_HOSTS=… in .env"
             if hop.ours else f"Add {hop.host} to the server's allowed hosts",
         )  # fmt: skip
-    seen = _named(await hop.stranger())
+    seen = (await hop.stranger()).resource_metadata()
     if not seen:
         raise NotApplicable("the server does not tell which it saw")
     # the agent's side talks plain HTTP to the edge under the public name, so only the name is compared
@@ -223,12 +220,6 @@ async def host(hop: Hop) -> Finding:
             "Let the proxy keep it (nginx: proxy_set_header Host $http_host)",
         )  # fmt: skip
     return ok(urlsplit(seen).netloc)
-
-
-def _named(answer: Answer) -> str:
-    """Return the URL that a challenge names as its resource metadata, or ""."""
-    _, _, rest = answer.header("www-authenticate").partition('resource_metadata="')
-    return rest.partition('"')[0]
 
 
 @check("headers")
@@ -249,11 +240,11 @@ async def headers(hop: Hop) -> Finding:
         return ok("none doubled")
     pairs = [(a, b) for a, b in zip(former, answers, strict=True) if a.status == b.status]
     here, there = {n for _, b in pairs for n, _ in b.headers}, {n for a, _ in pairs for n, _ in a.headers}
-    lost = {n for n in there - here if n not in IDLE and n.startswith(("mcp-", "www-", "access-", "retry-"))}
+    lost = {n for n in there - here if n not in HARMLESS and n.startswith(("mcp-", "www-", "access-", "retry-"))}
     for kept in ("mcp-session-id", "www-authenticate"):
         if any(a.header(kept) and not b.header(kept) for a, b in pairs):
             lost.add(kept)
-    added = sorted(name for name in here - there if name not in IDLE and not name.startswith("access-control-"))
+    added = sorted(name for name in here - there if name not in HARMLESS and not name.startswith("access-control-"))
     if lost:
         return failure(
             f"lost: {shown(', '.join(sorted(lost)))}", f"Between {hop.before.name} and here these headers get lost.",
@@ -311,7 +302,5 @@ async def quota(hop: Hop) -> Finding:
         raise NotApplicable("no ngrok address")
     code = (await hop.hello()).header("ngrok-error-code")
     if code in QUOTA:
-        return failure(
-            code, f"This month's {QUOTA[code]} are used up.", "dashboard.ngrok.com/usage, or another account"
-        )
+        return failure(code, *ngrok_errors.ROWS[code][:2])
     raise NotApplicable("only dashboard.ngrok.com/usage knows it (free: 20,000 requests, 1 GB a month)")

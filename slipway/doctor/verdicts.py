@@ -7,20 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from slipway.clients import CLIENTS, Client
+from slipway.clients import CLIENTS, TRUST, Client
 from slipway.doctor.hops import Finding, Hop
 
 # without these nobody connects
 GATES = ("name", "reach", "tls", "redirect", "host")
 # what a page needs, in the order in which it would meet them
 PAGE = ("preflight-handshake", "allow-origin-once", "origin")
-TRUSTED = {
-    "node": "NODE_EXTRA_CA_CERTS={ca} in its environment",
-    "codex": "CODEX_CA_CERTIFICATE={ca} in its environment",
-    "any": "NODE_EXTRA_CA_CERTS={ca} (Node) or SSL_CERT_FILE={ca} (others) in its environment",
-    "system": "{ca} among the system's trusted roots",
-    "given": "",
-}
 
 
 @dataclass(frozen=True)
@@ -37,11 +30,11 @@ def judge(hop: Hop, found: Mapping[str, Finding]) -> dict[str, ClientVerdict]:
 
 
 def _bad(found: Mapping[str, Finding], *checks: str) -> Finding | None:
-    return next((found[name] for name in checks if name in found and found[name].verdict == "failure"), None)
+    return next((found[name] for name in checks if found[name].verdict == "failure"), None)
 
 
 def _well(found: Mapping[str, Finding], name: str) -> bool:
-    return name in found and found[name].verdict == "ok"
+    return found[name].verdict == "ok"
 
 
 def _cannot(why: str) -> ClientVerdict:
@@ -89,8 +82,8 @@ def _client(row: Client, hop: Hop, found: Mapping[str, Finding]) -> ClientVerdic
         return _cannot(f"the token is refused ({refused.saw})")
     elif not anyone and not _well(found, "handshake") and not _well(found, "newest"):
         return _cannot(found["handshake"].saw)
-    if hop.ca and hop.secure and hop.loopback and (help_ := TRUSTED.get(row.trust, "")):
-        needed.append(help_.format(ca=shlex.quote(str(hop.ca))))
+    if hop.ca and hop.secure and (need := TRUST[row.trust][1]):
+        needed.append(need.format(ca=shlex.quote(str(hop.ca))))
     elif hop.secure and row.trust in ("node", "given") and _bad(found, "trust"):
         return _cannot(found["trust"].cause)
     if _bad(found, "newest"):
@@ -102,7 +95,7 @@ def _page(hop: Hop, found: Mapping[str, Finding]) -> ClientVerdict:
     if why := _closed(found):
         return _cannot(why)
     for name in PAGE:
-        if name in found and found[name].verdict in ("failure", "warning"):
+        if found[name].verdict in ("failure", "warning"):
             return _cannot(f"{found[name].cause} ({name})")
     needed = _limits(found)
     if not hop.token and _well(found, "challenge"):
@@ -111,11 +104,10 @@ def _page(hop: Hop, found: Mapping[str, Finding]) -> ClientVerdict:
         return _cannot(f"the token is refused ({found['token'].saw})")
     if found["interstitial"].verdict == "warning":
         needed.append("the header ngrok-skip-browser-warning")
-    if any(name in found and found[name].verdict in ("failure", "warning")
-           for name in ("preflight-newest", "preflight-param")):  # fmt: skip
+    if any(found[name].verdict in ("failure", "warning") for name in ("preflight-newest", "preflight-param")):
         needed.append("the handshake era")
     if found["session-readable"].verdict in ("failure", "warning"):
         needed.append("the newest era, or no session")
-    if hop.ca and hop.secure and hop.loopback:
+    if hop.ca and hop.secure:
         needed.append("the certificate accepted in the browser once")
     return ClientVerdict("works with", "; ".join(needed)) if needed else ClientVerdict("works")

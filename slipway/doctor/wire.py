@@ -106,6 +106,11 @@ class Answer:
         found = self.message().get("result")
         return found if isinstance(found, dict) else {}
 
+    def resource_metadata(self) -> str:
+        """Return the URL that a challenge names as its resource metadata, or ""."""
+        _, _, rest = self.header("www-authenticate").partition('resource_metadata="')
+        return rest.partition('"')[0]
+
     def said(self) -> str:
         """Return status and the beginning of the body, to print."""
         if not self.status:
@@ -218,7 +223,7 @@ class _Lines:
             elif not line:
                 if any(self._data) and len(self._answer.events) < 10_000:
                     self._answer.events.append(Event(now, self._id, "\n".join(self._data)))
-                self._data, self._id = [], self._id
+                self._data = []
 
 
 def _words(error: Exception) -> str:

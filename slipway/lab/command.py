@@ -15,12 +15,12 @@ from typing import IO, Any
 
 import segno
 
-from slipway import commandline, edge, files, settings, tokens
+from slipway import commandline, edge, files, knocks, settings, tokens
 from slipway.errors import Problem, command
 from slipway.lab import cards, checkpoints
 from slipway.lab.watch import events, kept_open, watch
 from slipway.lan import door, network, trust
-from slipway.operator import NO_SERVER, Server, plain, table
+from slipway.operator import NO_SERVER, Server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHECKPOINTS = ROOT / "labs" / "checkpoints.toml"
@@ -173,11 +173,11 @@ def _list(answer: dict[str, Any]) -> str:
         for row in lab["seats"]
     ]  # fmt: skip
     locked = ", locked" if lab["locked"] else ""
-    head = f"{plain(lab['title'], 80)}: until {_moment(lab['ends_at'])}{locked}; {lab['join_url']}"
+    head = f"{knocks.printable(lab['title'], 80)}: until {_moment(lab['ends_at'])}{locked}; {lab['join_url']}"
     warning = lab["budget"]["warning"]
     return "\n".join([
         head, *([f"quota: {warning}"] if warning else []),
-        table(["seat", "name", "state", "client", "calls", "errors", "reached", "stuck"], rows),
+        commandline.table(["seat", "name", "state", "client", "calls", "errors", "reached", "stuck"], rows),
     ])  # fmt: skip
 
 
