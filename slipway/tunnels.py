@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import itertools
 import logging
@@ -197,29 +198,18 @@ class Tunnel:
         Raises:
             TunnelError: what the call met, or the row `late` after so many seconds.
         """
-        outcome: list[Result] = []
-        failure: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                outcome.append(call())
-            except BaseException as error:
-                failure.append(error)
-
-        thread = threading.Thread(target=run, daemon=True)
-        begun = time.monotonic()
-        thread.start()
+        begun, running = time.monotonic(), _started(call)
         try:
-            thread.join(seconds)
-            waited_out = thread.is_alive() or time.monotonic() - begun >= self._options.startup_timeout
+            concurrent.futures.wait([running], seconds)
+            waited_out = not running.done() or time.monotonic() - begun >= self._options.startup_timeout
         finally:
-            if thread.is_alive() or failure:
+            if not running.done() or running.exception():
                 end_agents(self._options.config_dir)  # its end of file also ends the thread
-        if outcome:
-            return outcome[0]
-        if not failure or (waited_out and "unable to start" in str(failure[0])):
+        error = running.exception() if running.done() else None
+        if running.done() and not error:
+            return running.result()
+        if not error or (waited_out and "unable to start" in str(error)):
             raise ngrok_errors.TunnelError(*late)
-        error = failure[0]
         if not isinstance(error, PyngrokError | OSError):
             raise error
         raise ngrok_errors.explain(_all_that_was_said(error), self._options.authtoken) from None
@@ -317,14 +307,7 @@ class Tunnel:
     @staticmethod
     def _attempt(call: Callable[[], None]) -> None:
         """Run what may hang or fail for at most _CLOSE_TIMEOUT seconds."""
-
-        def run() -> None:
-            with contextlib.suppress(Exception):
-                call()
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        thread.join(_CLOSE_TIMEOUT)
+        concurrent.futures.wait([_started(call)], _CLOSE_TIMEOUT)
 
     def _disconnect(self) -> None:
         if self._config and self.public_url and self._online:
@@ -346,6 +329,20 @@ def open_tunnel(options: TunnelOptions, on_event: Callable[[str, str], None]) ->
         yield tunnel
     finally:
         tunnel.close()
+
+
+def _started(call: Callable[[], Result]) -> concurrent.futures.Future[Result]:
+    """Start a call on a thread that keeps nobody from ending, as an executor's would."""
+    outcome: concurrent.futures.Future[Result] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome
 
 
 def _all_that_was_said(error: BaseException) -> str:
