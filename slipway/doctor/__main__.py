@@ -54,7 +54,13 @@ def _origin(text: str) -> str:
 
 def _secret(config: Settings) -> tokens.Secret | None:
     path = ROOT / config.secret_file
-    return tokens.read_secret(path) if path.exists() else None
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        pass  # the reader says it in words
+    return tokens.read_secret(path)
 
 
 def main(argv: list[str]) -> int:

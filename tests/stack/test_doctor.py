@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from slipway import tokens
+from slipway import settings, tokens
 from slipway.doctor import __main__, examine, report, streams
 from slipway.doctor.checks import CHECKS
 from slipway.doctor.examine import Asked, Report
 from slipway.doctor.wire import Answer
+from slipway.errors import Problem
 from tests import misbehaving, node_clients
 from tests.conftest import ROOT, Stack, free_ports, program, wait_until
 
@@ -529,6 +530,12 @@ def test_a_secret_that_cannot_be_used_is_told_and_not_taken_for_none(shared_stac
     )
     assert done.returncode == 2
     assert "shorter than 32 bytes" in done.stderr
+
+
+def test_a_secret_that_cannot_even_be_looked_for_is_told() -> None:
+    config = settings.load({"SLIPWAY_SECRET_FILE": "x" * 300}, None)
+    with pytest.raises(Problem, match="cannot be read"):
+        __main__._secret(config)
 
 
 def test_a_name_that_nobody_knows_is_told_at_once(shared_stack: Stack) -> None:
