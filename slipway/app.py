@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -23,7 +24,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slipway import knocks, settings, store, telemetry, tokens
 from slipway.audit import Audit
-from slipway.calls import Calls, OneTool, Rule
+from slipway.calls import Calls, Rule
+from slipway.files import Watched
 from slipway.guards import Bounds, HostGuard, public_host
 from slipway.identity.admin import Admin
 from slipway.identity.admission import Admission
@@ -40,13 +42,16 @@ from slipway.lab.budget import Budget, plan
 from slipway.lab.feed import Feed
 from slipway.lab.routes import Instructor, board
 from slipway.lab.seats import Labs
-from slipway.lan.note import Lan, Watched
+from slipway.lan import note
+from slipway.lan.note import Lan
 from slipway.limits import Allowance, Limits, PerIdentity, Sessions
+from slipway.listing import OneTool
 from slipway.metrics import Metrics
 from slipway.sessions import AutoSessions
 from slipway.streams import BoundedEvents, FirstByte
 
 MCP_PATH = "/mcp"
+_RAW_PATH = MCP_PATH.encode()
 _ASCII = "".join(map(chr, range(33, 127)))
 MAX_EVENTS_PER_STREAM = 1000
 THREADS = 256
@@ -72,7 +77,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     oauth = SlipwayOAuth(SlipwayTokens(secret, ledger), secret, grants)
     look, who = Pages(secret), Names(ledger, grants)
     labs = Labs(state, invites, ledger, who)
-    lan = Watched(config.state)
+    lan = note.watched(config.state)
     hosts = _Hosts(config, lan)
     feed = Feed(labs, ledger, state, Budget(plan(config.plan)), config.state / "log", hosts.public_url)
     admission = Admission(invites, who, labs.seat)
@@ -85,9 +90,8 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     limits = Limits(_allowance(config), redis_url, away=lambda: state.away, own=labs.limits_of)
     metrics = _metrics(config, state, sessions)
     # in front of a target's own: what those answer by themselves must be allowed, and counts, too
-    mcp.middleware[:0] = [
-        telemetry.Measured(metrics), ToolScopes(anonymous=config.anonymous), _calls(config, limits),
-    ]  # fmt: skip
+    scopes = ToolScopes(anonymous=config.anonymous)
+    mcp.middleware[:0] = [_calls(config, limits, metrics, scopes.may_call), scopes]
     mcp.middleware.append(OneTool())
     doors = [] if config.anonymous else [Middleware(Challenge)]
 
@@ -103,11 +107,8 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
         made.add_exception_handler(store.Trouble, _told)
         return made
 
-    apps = {
-        "stateful": lambda: [make(stateless=False)],
-        "stateless": lambda: [make(stateless=True)],
-        "auto": lambda: [make(stateless=False), make(stateless=True)],
-    }[config.sessions]()
+    kinds = {"stateful": [False], "stateless": [True], "auto": [False, True]}[config.sessions]
+    apps = [make(stateless=stateless) for stateless in kinds]
     endpoint: ASGIApp = AutoSessions(*apps) if len(apps) == 2 else apps[0]
 
     @contextlib.asynccontextmanager
@@ -119,12 +120,8 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
             collector, wants = config.otlp_endpoint, config.otlp_headers.get_secret_value()
             await stack.enter_async_context(telemetry.tracing(collector, wants))
             await ledger.load()
-            tidying = asyncio.create_task(_tidy(state))
-            stack.callback(tidying.cancel)
-            watching = asyncio.create_task(state.watch())
-            stack.callback(watching.cancel)
-            following = asyncio.create_task(feed.run())
-            stack.callback(following.cancel)
+            for work in (_tidy(state), state.watch(), feed.run()):
+                stack.callback(asyncio.create_task(work).cancel)
             for app in apps:
                 await stack.enter_async_context(app.lifespan(app))
             await _warm_up(whole, secret)
@@ -163,9 +160,9 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     routes = [*probes, *admin.routes(), *lab_routes, *pages, Mount("/", endpoint)]
     told = {store.Trouble: _told}
     rest = Starlette(routes=routes, lifespan=lifespan, exception_handlers=told)
-    inner = OneSpelling(FirstByte(Straight(endpoint, rest)))
+    inner = FirstByte(Straight(endpoint, rest))
     guarded = telemetry.Telemetry(HostGuard(inner, hosts), metrics)
-    whole: ASGIApp = Audit(Bounds(guarded, config.requests_at_once), log, metrics.answered)
+    whole: ASGIApp = Audit(Bounds(guarded, config.requests_at_once), log, metrics)
     return whole
 
 
@@ -174,7 +171,7 @@ def _metrics(config: settings.Settings, state: store.Store, sessions: Sessions) 
     metrics.watch("slipway_sessions", "Sessions that are open.", lambda: len(sessions))
     metrics.watch("slipway_tunnel_up", "Whether a public URL is open.", lambda: config.public_url_file.exists())
     if config.redis_url.get_secret_value():
-        metrics.probe("slipway_redis_up", "Whether Redis answers.", lambda: state.get("nothing", collection="check"))
+        metrics.watch("slipway_redis_up", "Whether Redis answers.", lambda: not state.away)
     return metrics
 
 
@@ -182,7 +179,7 @@ def _allowance(config: settings.Settings) -> Allowance:
     return Allowance(**{name: getattr(config, name) for name in tokens.LIMITS})
 
 
-def _calls(config: settings.Settings, limits: Limits) -> Calls:
+def _calls(config: settings.Settings, limits: Limits, metrics: Metrics, may_call: Callable[[str], None]) -> Calls:
     def seconds(text: str) -> float:
         return 0.0 if text == "0" else tokens.parse_ttl(text)
 
@@ -191,8 +188,8 @@ def _calls(config: settings.Settings, limits: Limits) -> Calls:
         for name, rule in json.loads(config.tool_limits or "{}").items()
     }
     return Calls(
-        limits, rules, timeout=seconds(config.tool_timeout), max_answer=settings.size(config.max_answer),
-        show_errors=config.show_errors, payloads=config.audit_payloads,
+        limits, rules, metrics, may_call, timeout=seconds(config.tool_timeout),
+        max_answer=settings.size(config.max_answer), show_errors=config.show_errors, payloads=config.audit_payloads,
     )  # fmt: skip
 
 
@@ -211,8 +208,7 @@ async def _told(request: Request, error: Exception) -> Response:
 async def _tidy(state: store.Store) -> None:
     """Delete what is over, now and again: what strangers began and nobody finished must not fill the disk."""
     while True:
-        with contextlib.suppress(OSError):
-            await state.tidy()
+        await state.tidy()
         await asyncio.sleep(TIDY_EVERY)
 
 
@@ -222,59 +218,46 @@ class _Hosts:
     def __init__(self, config: settings.Settings, lan: Callable[[], Lan | None]) -> None:
         self._lan = lan
         self._set = [host for host in config.allowed_hosts.split(",") if host]
-        self._file = config.public_url_file
-        self._seen: tuple[int, int] | None = None
-        self._tunnel = ""
-        self._url = ""
+        self._tunnel = Watched(config.public_url_file, functools.partial(_tunnel, config.public_url_file))
 
     def public_url(self) -> str:
         """Return the open tunnel's URL, or ""."""
-        self()
-        return self._url
+        return self._tunnel()[0]
 
     def __call__(self) -> list[str]:
-        changed: tuple[int, int] | None = None
-        try:
-            found = self._file.stat()
-            # every change is another file
-            changed = (found.st_ino, found.st_mtime_ns)
-        except OSError:
-            self._tunnel, self._url = "", ""
-        if changed != self._seen:
-            with contextlib.suppress(OSError):
-                self._url = self._file.read_text(encoding="utf-8").strip()
-                self._tunnel = public_host(self._url)
-            self._seen = changed
-        lan = self._lan()
-        return [*self._set, *([self._tunnel] if self._tunnel else []), *([lan.address] if lan else [])]
+        (_, host), lan = self._tunnel(), self._lan()
+        return [*self._set, *([host] if host else []), *([lan.address] if lan else [])]
+
+
+def _tunnel(file: Path) -> tuple[str, str]:
+    """Return URL and host of the open tunnel, or ("", "")."""
+    try:
+        url = file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        url = ""
+    return url, public_host(url)
 
 
 class Straight:
-    """Takes /mcp past the routing of the rest: it costs each call time, and each open stream 5 KiB."""
+    """Takes /mcp past the routing of the rest: it costs each call time, and each open stream 5 KiB.
+
+    And /mcp/ is /mcp here: a redirect would lose the body in curl and the token behind a proxy.
+    """
 
     def __init__(self, endpoint: ASGIApp, rest: ASGIApp) -> None:
         self._endpoint = endpoint
         self._rest = rest
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Hand on."""
-        straight = scope["type"] == "http" and scope["path"] == MCP_PATH
-        return (self._endpoint if straight else self._rest)(scope, receive, send)
-
-
-class OneSpelling:
-    """Serves /mcp/ as /mcp: a redirect would lose the body in curl and the token behind a proxy."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Hand on, with the one path, and a query in ASCII: Starlette takes all other bytes for UTF-8."""
-        if scope["type"] == "http" and not scope["query_string"].isascii():
-            scope = {**scope, "query_string": quote(scope["query_string"], safe=_ASCII).encode()}
-        if scope["type"] == "http" and scope["path"] == MCP_PATH + "/":
-            scope = {**scope, "path": MCP_PATH, "raw_path": MCP_PATH.encode()}
-        return self._app(scope, receive, send)
+        if scope["type"] != "http":
+            return self._rest(scope, receive, send)
+        if not scope["query_string"].isascii():
+            scope["query_string"] = quote(scope["query_string"], safe=_ASCII).encode()
+        if scope["path"] not in (MCP_PATH, MCP_PATH + "/"):
+            return self._rest(scope, receive, send)
+        scope["path"], scope["raw_path"] = MCP_PATH, _RAW_PATH
+        return self._endpoint(scope, receive, send)
 
 
 _HELLO = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "slipway", "version": "0"}}

@@ -6,7 +6,6 @@ import functools
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slipway import knocks
 from slipway.guards import PROBES, refuse
+from slipway.metrics import Metrics
 from slipway.sessions import MAX_SECONDS, Body
 
 MAX_REMEMBERED_CLIENTS = 2000
@@ -26,13 +26,11 @@ _EACH_ITS_OWN = frozenset({b"x-request-id", b"mcp-session-id", b"last-event-id",
 class Audit:
     """The outermost room: what comes in here has a record, whatever becomes of it."""
 
-    def __init__(
-        self, app: ASGIApp, logger: logging.Logger, answered: Callable[[knocks.Knock], None] | None = None
-    ) -> None:
-        """Take the app, the log, and who else wants to know when a request is over."""
+    def __init__(self, app: ASGIApp, logger: logging.Logger, metrics: Metrics | None = None) -> None:
+        """Take the app, the log, and what counts requests and open streams."""
         self._app = app
-        self._write = functools.partial(knocks.write, logger)
-        self._answered = answered
+        self.write = functools.partial(knocks.write, logger)
+        self._metrics = metrics
         self._clients: OrderedDict[str, str] = OrderedDict()  # session id → client name and version
         self._shared: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}
 
@@ -63,7 +61,7 @@ class Audit:
                 await self._app(scope, knock.body.replay(), recording)
             else:
                 why = f"The body did not arrive in {MAX_SECONDS:.0f} s. Send the request again."
-                await refuse(scope, recording, 408, why, [(b"connection", b"close")], limit="slow_body")
+                await refuse(scope, receive, recording, 408, why, {"connection": "close"}, limit="slow_body")
         except Exception:
             knock.reason = knock.reason or "internal error: see the server's log"
             knock.status = knock.status or 500
@@ -74,8 +72,10 @@ class Audit:
                 knock.status, knock.reason = 499, knock.reason or "the client left before the answer"
             recording.finish()
             knock.body.forget()
-            if self._answered and not quiet:
-                self._answered(knock)
+            if recording.streams:
+                self.stream(knock, -1)
+            if self._metrics and not quiet:
+                self._metrics.answered(knock)
 
     def _share(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Let requests that say the same keep it once: a session keeps what opened it, and a stream its own."""
@@ -87,12 +87,17 @@ class Audit:
             if name not in _EACH_ITS_OWN and len(value) <= MAX_SHARED_BYTES:
                 headers[number] = shared.setdefault(pair, pair)
 
+    def stream(self, knock: knocks.Knock, change: int) -> None:
+        """Count an event stream that opened (1) or closed (-1)."""
+        if self._metrics:
+            self._metrics.stream(knock.http, change)
+
     def finish(self, knock: knocks.Knock, headers: Headers) -> None:
         """Write the record; what happens to it from now on is written once more."""
         self._identify(knock, headers)
         knock.outcome = knock.outcome or _outcome(knock)
-        self._write(knock)
-        knock.written(self._write)
+        self.write(knock)
+        knock.written(self.write)
 
     def remember(self, session: str, knock: knocks.Knock) -> None:
         """Note which client has opened a session."""
@@ -117,7 +122,7 @@ class Audit:
 class _Recording:
     """A `send` that puts the answer on the record; no function, see sessions._Replay."""
 
-    __slots__ = ("_audit", "_headers", "_knock", "_send", "_started", "_streams", "_written")
+    __slots__ = ("_audit", "_headers", "_knock", "_send", "_started", "_written", "streams")
 
     def __init__(self, audit: Audit, knock: knocks.Knock, headers: Headers, send: Send, *, written: bool) -> None:
         self._audit = audit
@@ -125,7 +130,7 @@ class _Recording:
         self._headers: Headers | None = headers
         self._send = send
         self._started = time.perf_counter()
-        self._streams = False
+        self.streams = False
         self._written = written
 
     async def __call__(self, message: Message) -> None:
@@ -134,7 +139,10 @@ class _Recording:
             knock.status = message["status"]
             answer = MutableHeaders(scope=message)
             answer["x-request-id"] = knock.request_id
-            self._streams = answer.get("content-type", "").startswith("text/event-stream")
+            kind = answer.get("content-type", "")
+            self.streams = knock.status == 200 and kind.startswith("text/event-stream")
+            if self.streams:
+                self._audit.stream(knock, 1)
             if session := answer.get("mcp-session-id"):
                 self._audit.remember(session, knock)
             if knock.http == "GET":
@@ -143,16 +151,22 @@ class _Recording:
         else:
             content = message.get("body", b"")
             knock.bytes_out += len(content)
-            if self._streams:
+            if self.streams:
                 knock.progress += content.count(PROGRESS)
         await self._send(message)
 
     def finish(self) -> None:
-        """Write the record, if that was not done."""
+        """Write the record, if that was not done, and once more if its stream was ended by a limit since."""
         headers, self._headers = self._headers, None
-        if headers is not None and not self._written:
-            self._knock.ms = (time.perf_counter() - self._started) * 1000
-            self._audit.finish(self._knock, headers)
+        if self._written:
+            return
+        knock = self._knock
+        knock.ms = (time.perf_counter() - self._started) * 1000
+        if headers is not None:
+            self._audit.finish(knock, headers)
+        elif self.streams and knock.limit:
+            knock.outcome = "limited"
+            self._audit.write(knock)
 
 
 def _outcome(knock: knocks.Knock) -> str:

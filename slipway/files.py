@@ -1,4 +1,7 @@
-"""Values as files, one each, written whole or not at all: the state of one server, readable after any kind of end."""
+"""Values as files, one each, written whole or not at all: the state of one server, readable after any kind of end.
+
+And what one file holds while another process changes it.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 _PLAIN = re.compile(r"[A-Za-z0-9_]{1,150}")
+T = TypeVar("T")
 _LEFT = 60.0  # seconds after which a half-written file is nobody's any more
 
 
@@ -146,3 +151,26 @@ def write(path: Path, text: str, mode: int = 0o600) -> None:
             os.fsync(folder)  # the new name too must outlive a power cut
         finally:
             os.close(folder)
+
+
+class Watched(Generic[T]):
+    """What a file holds at this moment, for a process that runs on while it changes."""
+
+    def __init__(self, path: Path, read: Callable[[], T]) -> None:
+        """Take the file, and what reads it, also where there is none."""
+        self._path = path
+        self._read = read
+        self._seen: tuple[int, int] | None = None
+        self._held = read()
+
+    def __call__(self) -> T:
+        """Return it; the file is read only when it changed."""
+        try:
+            found = self._path.stat()
+            # who replaces it may give it a time that was seen before, but no number of a file that is there
+            now: tuple[int, int] | None = (found.st_ino, found.st_mtime_ns)
+        except OSError:
+            now = None
+        if now != self._seen:
+            self._seen, self._held = now, self._read()
+        return self._held

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slipway import knocks
@@ -65,18 +65,13 @@ class HostGuard:
         # which others are ours has to be looked up
         if not whole or not (host in LOOPBACK or any(_fits(host, pattern) for pattern in self._hosts())):
             seen = knocks.printable(host, 253) or "(none)"
-            return refuse(
-                scope,
-                send,
-                421,
-                f"The Host {seen} is not ours. The operator can add it to SLIPWAY_ALLOWED_HOSTS in .env.",
-                code="host",
-            )
+            text = f"The Host {seen} is not ours. The operator can add it to SLIPWAY_ALLOWED_HOSTS in .env."
+            return refuse(scope, receive, send, 421, text, code="host")
         origin = headers.get("origin")
         if origin and public_host(origin) not in _LOOPBACK_ORIGINS:
             seen = knocks.printable(origin, 253)
             text = f"The Origin {seen} may not call the server past its edge. Use the edge's URL."
-            return refuse(scope, send, 403, text, code="origin")
+            return refuse(scope, receive, send, 403, text, code="origin")
         return self._app(scope, receive, send)
 
 
@@ -103,10 +98,10 @@ class Bounds:
         if self._most and self.open >= self._most and not asked_by_ourselves:
             text = f"The server has {self._most} requests open, which is the most. Try again in a few seconds."
             scope["state"]["knock"].body.forget()
-            return await refuse(scope, send, 503, text, [(b"retry-after", b"5")], limit="requests_at_once")
+            return await refuse(scope, receive, send, 503, text, {"retry-after": "5"}, limit="requests_at_once")
         if why := too_dear(scope["state"]["knock"].body.content):
             scope["state"]["knock"].body.forget()
-            return await refuse(scope, send, 400, why, limit="json")
+            return await refuse(scope, receive, send, 400, why, limit="json")
         self.open += 1
         try:
             await self._app(scope, receive, send)
@@ -130,16 +125,13 @@ def too_dear(content: bytes) -> str:
 
 
 async def refuse(
-    scope: Scope, send: Send, status: int, text: str, more: Sequence[tuple[bytes, bytes]] = (), *,
+    scope: Scope, receive: Receive, send: Send, status: int, text: str, more: Mapping[str, str] | None = None, *,
     limit: str = "", code: str = "",
 ) -> None:  # fmt: skip
     """Answer with a JSON sentence that says what to change, and note it on the request's record."""
     if knock := knocks.of(scope):
         knock.reason, knock.limit, knock.code = text, limit, code
-    body = json.dumps({"error": text}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, *more]})
-    await send({"type": "http.response.body", "body": body})
+    await JSONResponse({"error": text}, status, more)(scope, receive, send)
 
 
 def public_host(url: str) -> str:

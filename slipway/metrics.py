@@ -5,8 +5,7 @@ No label tells who calls: there are only tools that exist, and words of ours.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -14,7 +13,6 @@ from prometheus_client.exposition import generate_latest
 
 from slipway import __version__, knocks
 
-PATIENCE = 3.0  # seconds in which a probe must answer; the store's own are fewer
 MAX_TOOLS = 500  # names of tools that are told apart
 SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 OUTCOMES = frozenset({"ok", "error", "cancelled", "timeout", "limited", "forbidden"})
@@ -36,7 +34,6 @@ class Metrics:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # twice the series, for nothing
         self.registry = registry = CollectorRegistry()
         self._tools: set[str] = set()
-        self._probes: list[tuple[Gauge, Callable[[], Awaitable[object]]]] = []
         prometheus_client.ProcessCollector(registry=registry)
         self._calls = Counter(
             "slipway_calls_total", "Tool calls by how they ended.", ["tool", "outcome", "era"], registry=registry
@@ -61,10 +58,6 @@ class Metrics:
         """Add a gauge whose value is looked up at each scrape."""
         Gauge(name, text, registry=self.registry).set_function(look)
 
-    def probe(self, name: str, text: str, ask: Callable[[], Awaitable[object]]) -> None:
-        """Add a gauge that is 1 if `ask` ends well within PATIENCE seconds at a scrape, else 0."""
-        self._probes.append((Gauge(name, text, registry=self.registry), ask))
-
     def learn(self, tools: Iterable[str]) -> None:
         """Note tools that exist: calls of others are counted as "unknown", whatever they are called."""
         for name in tools:
@@ -88,10 +81,6 @@ class Metrics:
         """Count a refusal, by one of CODES; another is "other"."""
         self._refusals.labels(reason if reason in CODES else "other").inc()
 
-    def limit(self, name: str) -> None:
-        """Count a limit that was hit, by its name: ours, never a caller's."""
-        self._limits.labels(name).inc()
-
     def stream(self, method: str, change: int) -> None:
         """Note that an event stream opened (1) or closed (-1)."""
         self._streams.labels("GET" if method == "GET" else "POST").inc(change)
@@ -101,18 +90,12 @@ class Metrics:
         status = knock.status
         self._requests.labels(str(status)).inc()
         if knock.limit:
-            self.limit(knock.limit)
+            self._limits.labels(knock.limit).inc()
         if knock.code or knock.limit:
             self.refusal(knock.code or "limit")
         elif 400 <= status < 499 or status == 503:
             self.refusal(BY_STATUS.get(status, "other"))
 
-    async def text(self) -> bytes:
+    def text(self) -> bytes:
         """Return all numbers in Prometheus' text format 0.0.4."""
-        for gauge, ask in self._probes:
-            try:
-                await asyncio.wait_for(ask(), PATIENCE)
-                gauge.set(1)
-            except Exception:  # whatever it is: it does not answer
-                gauge.set(0)
         return generate_latest(self.registry)

@@ -396,5 +396,5 @@ def _plain_logging() -> None:
         logger.propagate = True
     for name in ("mcp.server", "httpx2", "fastmcp.server.auth", "watchfiles"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # its tracebacks are of the target's stray output, which relay.py tells in a line
+    # its tracebacks are of the target's stray output, which line.py tells in a line
     logging.getLogger("mcp.client.stdio").setLevel(logging.CRITICAL)

@@ -1,24 +1,16 @@
-"""How requests are observed: /metrics, open streams, tool calls, W3C Trace Context in and out.
+"""How requests are observed: /metrics, and W3C Trace Context in and out.
 
-The numbers are in metrics.py, the spans in traces.py.
+The numbers are in metrics.py, counted by audit.py and calls.py; the spans are in traces.py.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ipaddress
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import mcp_types as mt
-from fastmcp.exceptions import InsufficientScopeError
-from fastmcp.server.dependencies import fastmcp_request_ctx, get_http_request
-from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
-from fastmcp.tools.base import Tool, ToolResult
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from opentelemetry import context as otel_context
 from opentelemetry import propagate
 from opentelemetry.context import Context
@@ -26,8 +18,8 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, format_trace_id, 
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slipway import knocks
 from slipway.metrics import Metrics
@@ -40,7 +32,7 @@ _UNSEEN = set_span_in_context(NonRecordingSpan(SpanContext(1, 1, is_remote=True)
 
 
 class Telemetry:
-    """Answers /metrics, counts open streams, and makes the caller's trace the parent of ours.
+    """Answers /metrics, and makes the caller's trace the parent of ours.
 
     Stands where a request has its record and its body is known to be no danger to read. The Host rule of /metrics is
     its own: Prometheus finds replicas by address, and a literal address cannot be rebound by DNS. Whoever comes
@@ -59,85 +51,19 @@ class Telemetry:
             return await self._app(scope, receive, send)
         if scope["path"] == PATH and _near(Headers(raw=scope["headers"])):
             return await self._tell(scope, receive, send)
-        counting = _Counting(send, scope["method"], self._metrics)
         token = otel_context.attach(_parent(scope))
         try:
-            await self._app(scope, receive, counting)
+            await self._app(scope, receive, send)
         finally:
             otel_context.detach(token)
-            counting.end()
 
     async def _tell(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "GET":
-            answer = PlainTextResponse("GET alone\n", 405, {"allow": "GET"})
+            answer = Response("GET alone\n", 405, {"allow": "GET"}, "text/plain")
         else:
-            text = (await self._metrics.text()).decode()
-            answer = PlainTextResponse(text, headers={"cache-control": "no-store"})
-            answer.headers["content-type"] = CONTENT_TYPE_PLAIN_0_0_4
+            headers = {"content-type": CONTENT_TYPE_PLAIN_0_0_4, "cache-control": "no-store"}
+            answer = Response(self._metrics.text(), headers=headers)
         await answer(scope, receive, send)
-
-
-class _Counting:
-    """A `send` that counts event streams; no function, see sessions._Replay."""
-
-    __slots__ = ("_method", "_metrics", "_open", "_send")
-
-    def __init__(self, send: Send, method: str, metrics: Metrics) -> None:
-        self._send = send
-        self._method = method
-        self._metrics = metrics
-        self._open = 0
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and _streams(message):
-            self._open = 1
-            self._metrics.stream(self._method, 1)
-        await self._send(message)
-
-    def end(self) -> None:
-        self._metrics.stream(self._method, -self._open)
-
-
-class Measured(Middleware):
-    """Counts and times tool calls; the outermost of FastMCP's middleware, for what the others refuse counts, too."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    async def on_list_tools(
-        self,
-        context: MiddlewareContext[mt.ListToolsRequest],
-        call_next: CallNext[mt.ListToolsRequest, Sequence[Tool]],
-    ) -> Sequence[Tool]:
-        """Learn which tools exist."""
-        tools = await call_next(context)
-        self._metrics.learn(tool.name for tool in tools)
-        return tools
-
-    async def on_call_tool(
-        self,
-        context: MiddlewareContext[mt.CallToolRequestParams],
-        call_next: CallNext[mt.CallToolRequestParams, ToolResult],
-    ) -> ToolResult:
-        """Hand on, and count."""
-        name, begun, outcome = context.message.name, time.perf_counter(), "error"
-        try:
-            result = await call_next(context)
-            self._metrics.learn([name])
-            outcome = "error" if result.is_error else "ok"
-            return result
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
-        except InsufficientScopeError:
-            outcome = "forbidden"
-            raise
-        except Exception as error:
-            outcome = getattr(error, "outcome", "error")
-            raise
-        finally:
-            if not _quiet():
-                self._metrics.call(name, outcome, _era(), time.perf_counter() - begun)
 
 
 @contextlib.asynccontextmanager
@@ -210,21 +136,3 @@ def _parent(scope: Scope) -> Context:
         parent = of_message(knock.body.message())
     knock.trace_id = trace_id(parent)
     return parent
-
-
-def _streams(start: Message) -> bool:
-    kind = Headers(raw=start["headers"]).get("content-type", "")
-    return start["status"] == 200 and kind.startswith("text/event-stream")
-
-
-def _era() -> str:
-    request = fastmcp_request_ctx.get()
-    return "newest" if request and request.protocol_version in MODERN_PROTOCOL_VERSIONS else "handshake"
-
-
-def _quiet() -> bool:
-    """Tell whether this is a probe of our own."""
-    try:
-        return bool(get_http_request().scope.get("slipway.quiet"))
-    except RuntimeError:
-        return False

@@ -172,3 +172,25 @@ async def test_a_refusal_keeps_no_body() -> None:
 
 async def _next(given: list[Message]) -> Message:
     return given.pop(0)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_stream_that_is_cut_stands_in_the_log_with_its_limit(method: str, tmp_path: Any) -> None:
+    async def cut(scope: Scope, _: Receive, send: Send) -> None:
+        head = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": b": open", "more_body": True})
+        found = knocks.of(scope)
+        assert found
+        # as streams.SlowReaders does
+        found.reason, found.limit = "cut", "slow_reader"
+        raise OSError("cut")
+
+    log = knocks.open_log(tmp_path / "log")
+    scope, given = ask()
+    with pytest.raises(OSError, match="cut"):
+        await answer(Audit(cut, log), scope | {"method": method}, given)
+    log.handlers[0].flush()
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [line.get("limit") for line in lines] == ([None] if method == "GET" else []) + ["slow_reader"]
+    assert lines[-1]["reason"] == "cut"

@@ -1,12 +1,16 @@
-"""The Host guard, without a server around it."""
+"""The Host guard and what it takes for ours, without a server around it."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from slipway import settings
+from slipway.app import _Hosts
 from slipway.guards import HostGuard
 
 
@@ -32,3 +36,19 @@ async def answered(host: str, *patterns: str) -> int:
 )  # fmt: skip
 async def test_an_ipv6_address_is_one_host_and_no_set_of_letters(host: str, status: int) -> None:
     assert await answered(host, "[fe80::1]", "*.lab.example") == status
+
+
+def test_a_public_url_that_is_replaced_within_one_tick_of_the_clock_is_seen(tmp_path: Path) -> None:
+    config = settings.load({"SLIPWAY_STATE": str(tmp_path)}, None)
+    file = config.public_url_file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    hosts = _Hosts(config, lambda: None)
+    assert (hosts.public_url(), hosts()) == ("", [])
+    for name in ("one", "other"):
+        fresh = file.with_suffix(".new")
+        fresh.write_text(f"https://{name}.example\n")
+        os.utime(fresh, ns=(10**18, 10**18))
+        fresh.replace(file)
+        assert (hosts.public_url(), hosts()) == (f"https://{name}.example", [f"{name}.example"])
+    file.unlink()
+    assert (hosts.public_url(), hosts()) == ("", [])

@@ -95,7 +95,7 @@ def test_an_address_that_is_not_ours_or_more_than_one_is_refused(
 
 def test_what_is_open_is_remembered_and_forgotten(tmp_path: Path) -> None:
     note.ensure(tmp_path)
-    watched = note.Watched(tmp_path)
+    watched = note.watched(tmp_path)
     assert watched() is note.read(tmp_path) is None
     note.write(tmp_path, LAN)
     assert watched() == note.read(tmp_path) == LAN

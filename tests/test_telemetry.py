@@ -112,22 +112,6 @@ def test_every_code_that_a_room_sets_is_in_the_list() -> None:
     assert {code for code in used if re.fullmatch("[a-z_]+", code)} <= metrics.CODES
 
 
-async def test_a_probe_that_fails_or_hangs_is_zero_and_delays_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-
-    monkeypatch.setattr(metrics, "PATIENCE", 0.05)
-    found = Metrics()
-
-    async def well() -> None: ...
-    async def ill() -> None:
-        raise ConnectionError
-
-    for name, ask in (("a_up", well), ("b_up", ill), ("c_up", asyncio.Event().wait)):
-        found.probe(name, "-", ask)
-    text = (await found.text()).decode()
-    assert "a_up 1.0" in text and "b_up 0.0" in text and "c_up 0.0" in text
-
-
 @pytest.mark.parametrize(
     ("host", "more", "near"),
     [

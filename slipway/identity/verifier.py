@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import OrderedDict
@@ -14,11 +13,12 @@ import mcp_types as mt
 from fastmcp.exceptions import InsufficientScopeError
 from fastmcp.server.auth import AccessToken, TokenVerifier
 from fastmcp.server.context import _current_transport
-from fastmcp.server.dependencies import get_access_token, get_http_request
+from fastmcp.server.dependencies import get_access_token
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
-from fastmcp.tools.base import Tool, ToolResult
+from fastmcp.tools.base import Tool
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slipway import knocks, tokens
@@ -123,19 +123,22 @@ class Challenge:
             if any(name.startswith(TOOL_PREFIX) for name in user.scopes):
                 return self._app(scope, receive, send)
             text = "This token opens no tool: it has no scope of the form tool:NAME."
-            return self._refuse(send, knock, 403, "insufficient_scope", text, ', scope="tool:*"' + where)
+            return self._refuse(
+                scope, receive, send, knock, 403, "insufficient_scope", text, f', scope="tool:*"{where}'
+            )
         if trouble := _unjudged.get():
             return trouble.answer()(scope, receive, send)
         given = headers.get("authorization", "")
         if given.lower().startswith("bearer "):
             text = "The bearer token is expired, not for this server, or not valid. Ask the operator for a new one."
-            return self._refuse(send, knock, 401, "invalid_token", text, where)
+            return self._refuse(scope, receive, send, knock, 401, "invalid_token", text, where)
         text = "Send a token: `Authorization: Bearer TOKEN`. The operator makes one with scripts/mint."
-        return self._refuse(send, knock, 401, "", text, where)
+        return self._refuse(scope, receive, send, knock, 401, "", text, where)
 
     async def _refuse(
-        self, send: Send, knock: knocks.Knock | None, status: int, error: str, text: str, more: str = ""
-    ) -> None:
+        self, scope: Scope, receive: Receive, send: Send, knock: knocks.Knock | None, status: int, error: str,
+        text: str, more: str = "",
+    ) -> None:  # fmt: skip
         # RFC 6750 §3.1: no error code when the request lacks any authentication information
         challenge = f'Bearer realm="slipway", error="{error}", error_description="{text}"{more}'
         if not error:
@@ -146,15 +149,9 @@ class Challenge:
             knock.code = {"insufficient_scope": "no_tool_scope", "invalid_token": "token_invalid"}.get(
                 error, "no_token"
             )
-        body = json.dumps({"error": error or "unauthorized", "error_description": text}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"www-authenticate", challenge.encode()),
-            (b"cache-control", b"no-store"),
-        ]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        content = {"error": error or "unauthorized", "error_description": text}
+        headers = {"www-authenticate": challenge, "cache-control": "no-store"}
+        await JSONResponse(content, status, headers)(scope, receive, send)
 
 
 def _whose(claims: dict[str, Any]) -> None:
@@ -170,7 +167,7 @@ def may_call(scopes: Iterable[str], tool: str) -> bool:
 
 
 class ToolScopes(Middleware):
-    """Lists and runs a tool only for a token that carries its scope. stdio has no token and no check."""
+    """Lists a tool only for a token that carries its scope, and judges calls. stdio has no token and no check."""
 
     def __init__(self, *, anonymous: bool = False) -> None:
         self._anonymous = anonymous
@@ -194,39 +191,16 @@ class ToolScopes(Middleware):
         scopes = self._scopes()
         return [tool for tool in tools if may_call(scopes, tool.name)]
 
-    async def on_call_tool(
-        self,
-        context: MiddlewareContext[mt.CallToolRequestParams],
-        call_next: CallNext[mt.CallToolRequestParams, ToolResult],
-    ) -> ToolResult:
+    def may_call(self, tool: str) -> None:
         """Refuse a call without its scope, and say which scope is missing.
 
         Raises:
             InsufficientScopeError: the caller sees it as an error result (RFC 6750 §3.1 insufficient_scope).
         """
-        name = context.message.name
-        if not self._unchecked() and not may_call(self._scopes(), name):
-            missing = TOOL_PREFIX + name
-            _note(f"insufficient_scope: {missing} is missing", "scope", "forbidden")
+        if not self._unchecked() and not may_call(self._scopes(), tool):
+            missing = TOOL_PREFIX + tool
             raise InsufficientScopeError(
                 [missing],
-                message=f"insufficient_scope: this token may not call {name!r}; it lacks the scope {missing}. "
-                f"Ask the operator for a token made with: scripts/mint --tools {name}",
+                message=f"insufficient_scope: this token may not call {tool!r}; it lacks the scope {missing}. "
+                f"Ask the operator for a token made with: scripts/mint --tools {tool}",
             )
-        try:
-            return await call_next(context)
-        except Exception as error:
-            _note(f"tool error: {type(error).__name__}")
-            raise
-
-
-def _note(reason: str, code: str = "", outcome: str = "") -> None:
-    """Put the reason on the record of the HTTP request that carried this message."""
-    try:
-        # not the context variable: in a session the tool runs in the session's task, not in the request's
-        knock = knocks.of(get_http_request().scope)
-    except RuntimeError:
-        return
-    if knock:
-        knock.reason, knock.code = reason, code
-        knock.outcome = outcome or knock.outcome

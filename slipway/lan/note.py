@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import ipaddress
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,21 +69,6 @@ def write(state: Path, lan: Lan | None) -> None:
     files.write(path(state), "".join(f"{name}={value}\n" for name, value in values.items()), 0o644)
 
 
-class Watched:
-    """What is open at this moment, for a server that runs on while it changes."""
-
-    def __init__(self, state: Path) -> None:
-        self._state = state
-        self._seen: tuple[int, int] | None = None
-        self._lan: Lan | None = None
-
-    def __call__(self) -> Lan | None:
-        """Return it; the file is read only when it changed."""
-        found: os.stat_result | None = None
-        with contextlib.suppress(OSError):
-            found = path(self._state).stat()
-        # every change is another file
-        changed = (found.st_ino, found.st_mtime_ns) if found else None
-        if changed != self._seen:
-            self._seen, self._lan = changed, read(self._state)
-        return self._lan
+def watched(state: Path) -> files.Watched[Lan | None]:
+    """Return what tells what is open at this moment, for a server that runs on while it changes."""
+    return files.Watched(path(state), functools.partial(read, state))

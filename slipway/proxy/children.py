@@ -21,7 +21,8 @@ from mcp.shared.exceptions import MCPError
 
 from slipway import knocks, targets
 from slipway.errors import Problem
-from slipway.proxy.relay import Line, Relay, seat
+from slipway.proxy.line import Line, is_probe, seat
+from slipway.proxy.relay import Relay
 from slipway.proxy.upstreams import Upstream, causes
 from slipway.targets import Target
 
@@ -101,22 +102,20 @@ class Children(Upstream):
         self._environment = environment | dict(target.environment)
         self._log = knocks.open_log(log_file)
         self._per_seat = per_seat
-        self._children: dict[str, tuple[_Stdio, Relay]] = {}
+        self._children: dict[str, Relay] = {}
         self._used: dict[str, float] = {}
 
-    def _make(self, whose: str) -> tuple[_Stdio, Relay]:
+    def _make(self, whose: str) -> Relay:
         stderr = _Stderr(f"{self.name}{f' ({whose})' if whose else ''}", self._log)
         transport = _Stdio(self._target, self._environment, stderr)
         # the handshake era: every stdio server speaks it, and only it carries what a server asks its client
-        relay = Relay(transport, mode="legacy", init_timeout=START_TIMEOUT).on(
-            Line(self.name, self.changed), transport.opened
-        )
-        return transport, relay
+        relay = Relay(transport, mode="legacy", init_timeout=START_TIMEOUT)
+        return relay.on(Line(self.name, self.changed), transport.opened)
 
     async def client(self) -> Relay:
         """Return a client of the caller's child."""
         whose = seat() if self._per_seat else ""
-        if _is_ours():
+        if get_access_token() is None or is_probe():
             # our own probes disturb nobody and need no child of their own
             whose = next(reversed(self._children), "")
         if whose not in self._children:
@@ -127,33 +126,29 @@ class Children(Upstream):
                 if whose not in self._children:  # somebody else may have made it meanwhile
                     self._children[whose] = self._make(whose)
         self._used[whose] = time.monotonic()
-        _, relay = self._children[whose]
+        relay = self._children[whose]
         return relay.new().on(relay.line)  # type: ignore[attr-defined, no-any-return]
 
     def _same(self, line: Line) -> Relay:
-        relay = next(relay for _, relay in self._children.values() if relay.line is line)
+        relay = next(relay for relay in self._children.values() if relay.line is line)
         return relay.new().on(line)  # type: ignore[attr-defined, no-any-return]
 
     async def _make_room(self) -> None:
         now = time.monotonic()
-        idle = [whose for whose, (_, relay) in self._children.items() if not relay.line.busy()]
+        idle = [whose for whose, relay in self._children.items() if not relay.line.busy()]
         for whose in sorted(idle, key=lambda whose: self._used.get(whose, 0)):
             if now - self._used.get(whose, 0) > IDLE or len(self._children) >= MAX_CHILDREN:
                 self._used.pop(whose, None)
-                await self._end(*self._children.pop(whose))
+                await _end(self._children.pop(whose))
         if len(self._children) >= MAX_CHILDREN:
             raise MCPError(
                 mt.INTERNAL_ERROR, f"all {MAX_CHILDREN} processes of {self.name} are busy. Try again shortly."
             )
 
-    @staticmethod
-    async def _end(transport: _Stdio, _: Relay) -> None:
-        await transport.disconnect()  # type: ignore[no-untyped-call]
-        transport.stderr.close()
-
     async def start(self) -> None:
         """Start the first child."""
-        transport, relay = self._children[""] = self._make("")
+        relay = self._children[""] = self._make("")
+        transport: Any = relay.transport
         words, begun = self._target.text, time.monotonic()
         try:
             await self._introduce(relay.new().on(relay.line))  # type: ignore[attr-defined]
@@ -178,9 +173,10 @@ class Children(Upstream):
     async def close(self) -> None:
         """End every child, all at once: each may take its time."""
         children, self._children = list(self._children.values()), {}
-        await asyncio.gather(*(self._end(*child) for child in children), return_exceptions=True)
+        await asyncio.gather(*map(_end, children), return_exceptions=True)
 
 
-def _is_ours() -> bool:
-    token = get_access_token()
-    return token is None or token.claims.get("client_id") == "self"
+async def _end(relay: Relay) -> None:
+    transport = relay.transport
+    await transport.disconnect()  # type: ignore[attr-defined]
+    transport.stderr.close()  # type: ignore[attr-defined]

@@ -186,13 +186,11 @@ async def load_python(target: Target) -> FastMCP[Any] | MCPServer | Server[Any]:
     try:
         with _no_run(target.path), _in_time(target.path):
             server = await source.load_server()
-    except Problem:
+    except (Problem, KeyboardInterrupt):
         raise
     except SystemExit as ended:
         server = _the_only_server(target, ended)
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
         raise _import_problem(target.path, error) from None
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -282,7 +280,7 @@ def _import_problem(path: Path, error: BaseException) -> Problem:
 
 def _the_only_server(target: Target, ended: SystemExit) -> Any:
     """Return the one server that a file has under an unusual name; else say what was found."""
-    module = sys.modules.get(MODULE)
+    module = sys.modules.get(MODULE) or ModuleType("")
     frames = traceback.extract_tb(ended.__traceback__)
     if any(frame.filename == str(target.path) for frame in frames):
         line = next(frame.lineno for frame in reversed(frames) if frame.filename == str(target.path))
@@ -290,9 +288,9 @@ def _the_only_server(target: Target, ended: SystemExit) -> Any:
             f"{target.path} line {line} ends the program while it is imported.",
             'Put it under: if __name__ == "__main__":', targets.NO_IMPORT,
         )  # fmt: skip
-    found = _servers(module)
+    found = {name: value for name, value in vars(module).items() if isinstance(value, SERVERS)}
     if target.name:
-        known = sorted(name for name in vars(module or ModuleType("")) if not name.startswith("_"))
+        known = sorted(name for name in vars(module) if not name.startswith("_"))
         close = list(found) or difflib.get_close_matches(target.name, known, n=1)
         factory = callable(getattr(module, target.name, None))
         what = "is no factory of a server" if factory else "is not in it"
@@ -303,15 +301,11 @@ def _the_only_server(target: Target, ended: SystemExit) -> Any:
         raise _no_server(target, f"it has several: {', '.join(found)}", list(found))
     others = [
         f"{name} ({type(value).__module__.split('.')[0]}.{type(value).__name__})"
-        for name, value in vars(module or ModuleType("")).items()
+        for name, value in vars(module).items()
         if not name.startswith("_") and not isinstance(value, type | ModuleType)
         and type(value).__module__.split(".")[0] not in ("builtins", "typing", "__future__")
     ]  # fmt: skip
     raise _no_server(target, f"it has {', '.join(others[:8])}" if others else "nothing like one is in it")
-
-
-def _servers(module: ModuleType | None) -> dict[str, Any]:
-    return {name: value for name, value in vars(module or ModuleType("")).items() if isinstance(value, SERVERS)}
 
 
 def _no_server(target: Target, found: str, close: list[str] | None = None) -> Problem:

@@ -10,13 +10,15 @@ from typing import Any
 import anyio
 import httpx2
 from fastmcp.client.transports import ClientTransport, SSETransport, StreamableHttpTransport
+from fastmcp.server.dependencies import fastmcp_request_ctx
 from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp.shared.exceptions import MCPError
 from mcp_types.version import LATEST_MODERN_VERSION, MODERN_PROTOCOL_VERSIONS
 
 from slipway import knocks, targets, telemetry
 from slipway.errors import Problem
-from slipway.proxy.relay import Line, Relay, SessionRelay, Tools, front
+from slipway.proxy.line import Line, Tools
+from slipway.proxy.relay import Relay, SessionRelay
 from slipway.proxy.upstreams import Upstream
 from slipway.targets import Target
 
@@ -53,7 +55,7 @@ class Remote(Upstream):
 
     async def client(self) -> Relay:
         """Return a client in the caller's era, as far as the upstream speaks it."""
-        request = front()
+        request = fastmcp_request_ctx.get()
         modern = request is not None and request.protocol_version in MODERN_PROTOCOL_VERSIONS
         mode = LATEST_MODERN_VERSION if modern else "legacy"
         if mode not in self._eras:
@@ -75,7 +77,7 @@ class Remote(Upstream):
     async def lost(self, error: Exception) -> bool:
         """A session that the upstream forgot is lost, too: the next request opens another."""
         gone = await super().lost(error)
-        if gone and (request := front()):
+        if gone and (request := fastmcp_request_ctx.get()):
             stale = self._kept._caches.pop(request.session._connection, None)  # type: ignore[attr-defined]
             if stale:
                 await stale._disconnect(force=True)

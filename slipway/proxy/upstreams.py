@@ -18,23 +18,17 @@ from fastmcp.prompts.base import Prompt
 from fastmcp.resources.base import Resource
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.server.providers.proxy import ProxyMetadataMiddleware, ProxyProvider, ProxyResource
-from fastmcp.tools.base import Tool, ToolResult
+from fastmcp.tools.base import Tool
 from fastmcp.utilities.versions import VersionSpec
 from mcp.server.subscriptions import InMemorySubscriptionBus
 from mcp.shared.exceptions import MCPError
-from mcp.shared.subscriptions import PromptsListChanged, ResourcesListChanged, ServerEvent, ToolsListChanged
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import AnyUrl
 
-from slipway.proxy.relay import Line, Relay, Unreachable, keep
+from slipway.proxy.line import LIST_CHANGES, Line, Tools
+from slipway.proxy.relay import Relay, Unreachable, keep
 
 SETTLE = 0.3  # seconds in which further list changes belong to the same burst
-
-_CHANGES: dict[type, Callable[[], ServerEvent]] = {
-    mt.ToolListChangedNotification: ToolsListChanged,
-    mt.PromptListChangedNotification: PromptsListChanged,
-    mt.ResourceListChangedNotification: ResourcesListChanged,
-}
 
 
 class Outages(Middleware):
@@ -43,37 +37,20 @@ class Outages(Middleware):
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
 
-    async def on_call_tool(
-        self,
-        context: MiddlewareContext[mt.CallToolRequestParams],
-        call_next: CallNext[mt.CallToolRequestParams, ToolResult],
-    ) -> ToolResult:
-        """Hand on; a lost connection becomes the call's error result, which models get to read.
-
-        Raises:
-            ToolError: the upstream is gone; whether it did what it was asked is unknown.
-        """
-        try:
-            return await call_next(context)
-        except Exception as error:
-            if await self._upstream.lost(error):
-                raise ToolError(self._sentence(error)) from error
-            raise
-
     async def on_request(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
-        """Hand on, and explain a lost connection.
+        """Hand on, and explain a lost connection; a call's becomes its error result, which models get to read.
 
         Raises:
-            MCPError: the upstream is gone.
+            ToolError, MCPError: the upstream is gone; whether it did what it was asked is unknown.
         """
         try:
             return await call_next(context)
-        except ToolError:
-            raise
         except Exception as error:
-            if await self._upstream.lost(error):
-                raise MCPError(mt.INTERNAL_ERROR, self._sentence(error)) from error
-            raise
+            if not await self._upstream.lost(error):
+                raise
+            said = self._sentence(error)
+            called = context.method == "tools/call"
+            raise (ToolError(said) if called else MCPError(mt.INTERNAL_ERROR, said)) from error
 
     def _sentence(self, error: Exception) -> str:
         if any(isinstance(cause, httpx2.ConnectError) for cause in causes(error)):
@@ -135,7 +112,7 @@ class Upstream:
         self.server.add_middleware(ProxyMetadataMiddleware(self.provider, identity="upstream"))
         self.server.add_middleware(Outages(self))
         self.instructions: str | None = None
-        self._looking: set[Line] = set()
+        self._looking: set[Tools] = set()
         self.completes = self.subscribes = False
 
     async def client(self) -> Relay:
@@ -194,10 +171,10 @@ class Upstream:
         """Pass a list change on: to sessions of the handshake era, and to the newest era's listen streams."""
         self.provider._tools_cache = self.provider._resources_cache = None
         self.provider._templates_cache = self.provider._prompts_cache = None
-        if isinstance(note, mt.ToolListChangedNotification) and line not in self._looking:
-            self._looking.add(line)
+        if isinstance(note, mt.ToolListChangedNotification) and line.tools not in self._looking:
+            self._looking.add(line.tools)
             keep(asyncio.ensure_future(self._look(line)))
-        await self.bus.publish(_CHANGES[type(note)]())
+        await self.bus.publish(LIST_CHANGES[type(note)]())
         for connection in sessions:
             if connection.protocol_version not in MODERN_PROTOCOL_VERSIONS:
                 with contextlib.suppress(Exception):  # a session that is gone needs no news
@@ -206,7 +183,7 @@ class Upstream:
     async def _look(self, line: Line) -> None:
         """Announce how the tools changed, once for a burst of notifications."""
         await asyncio.sleep(SETTLE)
-        self._looking.discard(line)
+        self._looking.discard(line.tools)
         with contextlib.suppress(Exception):  # a connection that is gone has no tools
             before = line.tools.names
             async with self._same(line) as relay:

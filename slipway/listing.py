@@ -1,0 +1,36 @@
+"""What the SDK asks for before each call of the newest era: the list of the one tool that is called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mcp_types as mt
+from fastmcp.server.dependencies import fastmcp_request_ctx
+from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
+from fastmcp.tools.base import Tool
+
+from slipway import knocks
+from slipway.calls import scope_of_request
+
+
+class OneTool(Middleware):
+    """Lists the one tool that is called, where the SDK asks for all of them to look at one.
+
+    Before each call of the newest era it does, since headers may repeat arguments (MCP 2026-07-28, Mcp-Param-*). It
+    asks within the caller's request, so what the caller may not see is not found here either. The innermost of
+    FastMCP's middleware: what others change in a list, they change in this one, too.
+    """
+
+    async def on_list_tools(
+        self,
+        context: MiddlewareContext[mt.ListToolsRequest],
+        call_next: CallNext[mt.ListToolsRequest, Sequence[Tool]],
+    ) -> Sequence[Tool]:
+        """Look one up, or hand on."""
+        knock, asked, server = knocks.of(scope_of_request()), fastmcp_request_ctx.get(), context.fastmcp_context
+        called = knock.body.message() if knock else {}
+        # a tool that lists tools itself is asked for by tools/call, and gets all
+        if not (asked and server and asked._srctx.method == "tools/list" and called.get("method") == "tools/call"):
+            return await call_next(context)
+        tool = await server.fastmcp.get_tool(called["params"]["name"])
+        return [tool] if tool else []
