@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -60,14 +61,18 @@ def container_user() -> tuple[int, int]:
 
     The secret is a bind mount of mode 600: only its owner can read it in the container.
     """
-    uid = os.getuid() if hasattr(os, "getuid") else CONTAINER_UID
-    gid = os.getgid() if hasattr(os, "getgid") else CONTAINER_UID
-    return (uid, gid) if uid else (CONTAINER_UID, CONTAINER_UID)
+    return (os.getuid(), os.getgid()) if os.getuid() else (CONTAINER_UID, CONTAINER_UID)
 
 
 def has_init() -> bool:
     """Tell whether the engine can start an init process in a container (some distributions leave docker-init out)."""
     return _ask("info", "--format", "{{.InitCommit.ID}}").stdout.strip() not in ("", "N/A")
+
+
+def containers(root: Path) -> Compose | None:
+    """Return the Compose project of a checkout where it has containers."""
+    found = None if missing() else Compose(root)
+    return found if found and found.exists() else None
 
 
 class Compose:
@@ -81,15 +86,16 @@ class Compose:
         self._environment = {**defaults, **os.environ, "SLIPWAY_CADDYFILE_HASH": digest}
         self._progress = "auto" if sys.stderr.isatty() else "quiet"
 
+    def _compose(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        command = [_DOCKER, "compose", *arguments]
+        return subprocess.run(command, cwd=self._root, env=self._environment, text=True, check=False, **how)
+
     def _run(self, *arguments: str) -> int:
         # Compose's story belongs on stderr: stdout is the configuration to paste
-        return subprocess.run(
-            [_DOCKER, "compose", "--progress", self._progress, *arguments],
-            cwd=self._root,
-            env=self._environment,
-            stdout=sys.stderr,
-            check=False,
-        ).returncode
+        return self._compose("--progress", self._progress, *arguments, stdout=sys.stderr).returncode
+
+    def _ask(self, *arguments: str) -> str:
+        return self._compose(*arguments, capture_output=True).stdout
 
     def _with_lan(self, config: settings.Settings) -> None:
         """Let Compose merge deploy/lan.yml into its files while the edge is open in the local network."""
@@ -151,10 +157,7 @@ class Compose:
             Problem: with the installer's words.
         """
         sys.stderr.write(f"building an image with {', '.join(target.packages)}\n")
-        done = subprocess.run(
-            [_DOCKER, "compose", "--progress", "plain", "build", "server"],
-            cwd=self._root, env=self._environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = self._compose("--progress", "plain", "build", "server", capture_output=True)
         if done.returncode:
             said = re.findall(r"(?m)^#\d+ [\d.]+ (.*)$", done.stderr)  # what the step's program wrote
             raise failed(target, "\n".join(said) or done.stderr)
@@ -181,12 +184,6 @@ class Compose:
         if container:
             processes.until(ended, 4)
         return code
-
-    def _ask(self, *arguments: str) -> str:
-        return subprocess.run(
-            [_DOCKER, "compose", *arguments],
-            cwd=self._root, env=self._environment, capture_output=True, text=True, check=False,
-        ).stdout  # fmt: skip
 
     @contextlib.contextmanager
     def watching(self, record: Path) -> Iterator[None]:
@@ -259,7 +256,7 @@ def _quoted(value: str) -> str:
 
 def hand_over(*paths: Path) -> None:
     """Give files and folders to the containers' user, where that is another than us."""
-    if not hasattr(os, "getuid") or os.getuid():
+    if os.getuid():
         return
     uid, gid = container_user()
     for path in paths:

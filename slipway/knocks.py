@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from io import TextIOWrapper
+from io import FileIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 MAX_LOG_BYTES = 5_000_000
+MAX_LINE = 1_000_000  # bytes
 KEPT = 3  # rotated files
 MAX_WAITING = 10_000  # lines that are not written yet
 GATHER = 0.02  # seconds in which lines come together that are written at once
@@ -116,7 +117,7 @@ class _Behind(logging.Handler):
     def __init__(self, handler: logging.Handler) -> None:
         super().__init__()
         self._handler = handler
-        self._waiting: queue.Queue[logging.LogRecord | None] = queue.Queue(MAX_WAITING)
+        self._waiting: queue.Queue[str | None] = queue.Queue(MAX_WAITING)
         self._lost = 0
         self._thread = self._started()
 
@@ -130,40 +131,33 @@ class _Behind(logging.Handler):
             # a target that configures logging closes the handlers of everybody
             self._thread = self._started()
         try:
-            self._waiting.put_nowait(record)
+            self._waiting.put_nowait(record.getMessage())
         except queue.Full:
             self._lost += 1
 
     def _write(self) -> None:
-        while (record := self._waiting.get()) is not None:
-            # what comes meanwhile is written with it: one by one, writing takes as long as half a call
-            time.sleep(GATHER)
-            lines, size, number = [], 0, 0
+        """Write what comes, until None does."""
+        taken: list[str | None] = []
+        while None not in taken:
+            taken = [first := self._waiting.get()]
+            if first is not None:
+                # what comes meanwhile is written with it: one by one, writing takes as long as half a call
+                time.sleep(GATHER)
+            size = len(first or "")
+            # less at once than a file holds: it is looked at in between whether it is full
+            with contextlib.suppress(queue.Empty):
+                while size < MAX_LOG_BYTES // 100:
+                    taken.append(self._waiting.get_nowait())
+                    size += len(taken[-1] or "")
+            lines = [line for line in taken if line is not None]
             if lost := self._lost:
                 self._lost = 0
                 told = {"time": now(), "client": "slipway", "reason": f"{lost} lines of this log were lost"}
-                lines.append(json.dumps(told))
-            while record is not None:
-                lines.append(record.getMessage())
-                size, number = size + len(lines[-1]), number + 1
-                # less at once than a file holds: it is looked at in between whether it is full
-                record = self._next() if size < MAX_LOG_BYTES // 100 else None
-            self._handler.handle(logging.makeLogRecord({"msg": "\n".join(lines)}))
-            for _ in range(number):
+                lines.insert(0, json.dumps(told))
+            if lines:
+                self._handler.handle(logging.makeLogRecord({"msg": "\n".join(lines)}))
+            for _ in taken:
                 self._waiting.task_done()
-        self._waiting.task_done()
-
-    def _next(self) -> logging.LogRecord | None:
-        """Return a line that waits, if one does and it is not the end."""
-        with contextlib.suppress(queue.Empty):
-            record = self._waiting.get_nowait()
-            if record is not None:
-                return record
-            # the end stays for who asks for it next
-            self._waiting.task_done()
-            with contextlib.suppress(queue.Full):
-                self._waiting.put_nowait(None)
-        return None
 
     def flush(self) -> None:
         until = time.monotonic() + FLUSH
@@ -192,9 +186,8 @@ def open_log(path: Path, *, also_stdout: bool = False) -> logging.Logger:
     logger = logging.getLogger(f"slipway.knocks.{path}")
     logger.propagate = False
     logger.setLevel(logging.INFO)
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-        handler.close()
+    if logger.handlers:
+        return logger  # its threads write to this file already
     path.parent.mkdir(parents=True, exist_ok=True)
     # a full disk must not end a request
     logging.raiseExceptions = False
@@ -202,6 +195,13 @@ def open_log(path: Path, *, also_stdout: bool = False) -> logging.Logger:
     if also_stdout:
         logger.addHandler(_Behind(logging.StreamHandler(sys.stdout)))
     return logger
+
+
+def kept(log: Path) -> list[Path]:
+    """Return the files of a log that are there, the oldest first: we number what is rotated, Caddy dates it."""
+    dated = sorted(log.parent.glob(f"{log.stem}-*{log.suffix}"))
+    numbered = [log.with_name(f"{log.name}.{number}") for number in range(KEPT, 0, -1)]
+    return [path for path in (*dated, *numbered, log) if path.exists()]
 
 
 def write(logger: logging.Logger, knock: Knock) -> None:
@@ -291,36 +291,57 @@ class Tail:
 
     def __init__(self, path: Path, *, whole: bool = False) -> None:
         self._path = path
-        self._inode, self._offset = (0, 0) if whole else self._stat()
+        self._stream = self._open()
+        self._offset = self._stream.seek(0, os.SEEK_SET if whole else os.SEEK_END) if self._stream else 0
         self._rest = b""
+
+    def __del__(self) -> None:
+        if self._stream:
+            self._stream.close()
 
     @property
     def offset(self) -> int:
         """How many bytes of the file were read, or passed over at the beginning."""
         return self._offset
 
-    def _stat(self) -> tuple[int, int]:
+    def holds(self, path: Path) -> bool:
+        """Tell whether this is the file that is being read, under whatever name."""
         with contextlib.suppress(OSError):
-            status = self._path.stat()
-            return status.st_ino, status.st_size
-        return 0, 0
+            return bool(self._stream and os.path.samestat(path.stat(), os.fstat(self._stream.fileno())))
+        return False
+
+    def _open(self) -> FileIO | None:
+        with contextlib.suppress(OSError):
+            return FileIO(self._path)
+        return None
 
     def lines(self) -> Iterator[str]:
         """Yield the complete lines that came since the last call. A line of over 1 MB is given up."""
-        inode, size = self._stat()
-        if inode != self._inode or size < self._offset:
-            self._inode, self._offset, self._rest = inode, 0, b""
-        if size == self._offset:
-            return
+        if self._moved():
+            # what was written between our last look and a rotation stands in the file that we have open
+            while self._stream and (chunk := self._stream.read(MAX_LINE)):
+                yield from self._whole(chunk)
+            if fresh := self._open():
+                if self._stream:
+                    self._stream.close()
+                self._stream, self._offset, self._rest = fresh, 0, b""
+        if self._stream:
+            if os.fstat(self._stream.fileno()).st_size < self._offset:
+                self._offset, self._rest = self._stream.seek(0), b""
+            yield from self._whole(self._stream.read(MAX_LINE))
+
+    def _moved(self) -> bool:
+        """Tell whether another file has the name of the one that we have open."""
         try:
-            with self._path.open("rb") as stream:
-                stream.seek(self._offset)
-                chunk = stream.read(1_000_000)
+            now = self._path.stat()
         except OSError:
-            return
+            return False
+        return not self._stream or not os.path.samestat(now, os.fstat(self._stream.fileno()))
+
+    def _whole(self, chunk: bytes) -> Iterator[str]:
         self._offset += len(chunk)
         *whole, self._rest = (self._rest + chunk).split(b"\n")
-        if len(self._rest) > 1_000_000:
+        if len(self._rest) > MAX_LINE:
             self._rest = b""
         for line in whole:
             yield line.decode("utf-8", "replace")

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 DRAIN = 0.8  # seconds; longer than the edge keeps an idle connection (Caddyfile, keepalive)
 SETTLE = 0.2  # seconds from the last accepted connection to its request
 LAST_ANSWERS = 4.0  # seconds for what we accepted before a SIGTERM; with what else ends it is less than Docker's 10
+LISTENING = (b"mcp-method", b"subscriptions/listen")  # the newest era's stream that only listens has it for a header
 
 
 class Draining:
@@ -41,7 +42,8 @@ class Draining:
         if self.draining and scope["path"] == "/readyz":
             leaving = JSONResponse({"ready": False, "answer": "stopping"}, 503, {"connection": "close"})
             return leaving(scope, receive, send)
-        return (self._counted if scope["method"] == "POST" else self._app)(scope, receive, _Closing(self, send))
+        asks = scope["method"] == "POST" and LISTENING not in scope["headers"]
+        return (self._counted if asks else self._app)(scope, receive, _Closing(self, send))
 
     async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.unanswered += 1

@@ -13,7 +13,7 @@ import psutil
 
 from slipway import files
 
-STOP_TIMEOUT = 10.0  # seconds; longer than the server's own grace
+STOP_TIMEOUT = 11.0  # seconds; longer than the supervisor gives its children
 
 
 def identity(pid: int) -> list[float]:

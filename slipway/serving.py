@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -28,11 +29,6 @@ from slipway.errors import Problem
 from slipway.leaving import DRAIN, SETTLE, Draining, leave
 from slipway.proxy import loading
 from slipway.streams import SlowReaders
-
-try:
-    import resource
-except ImportError:  # Windows has no such bound
-    resource = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parent.parent
 SHUTDOWN_GRACE = 3  # seconds; with leaving.py less than the 10 after which Docker kills
@@ -204,8 +200,6 @@ class _Process:
                     self._leaving.cancel()
         if claim:
             claim.close()
-        if not server.started:
-            raise SystemExit(1)
         return kept if changed is True else None
 
     def _stop(
@@ -332,11 +326,12 @@ async def _changes(files: set[Path], since: int) -> AsyncIterator[None]:
 
 def _newest(files: set[Path]) -> int:
     """Return when the latest of the files was written, in nanoseconds since the epoch."""
-    found = [0]
+    # a time that is still to come would be later than every time at which we read the files
+    found, now = [0], time.time_ns()
     for path in files:
         with contextlib.suppress(OSError):
             found.append(path.stat().st_mtime_ns)
-    return max(found)
+    return max(when for when in found if when <= now)
 
 
 async def _tools(server: FastMCP[Any]) -> dict[str, str]:
@@ -366,12 +361,12 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _raise_open_files() -> None:
     """Let as many connections be open as the system allows us: the usual 1024 are fewer than our own bounds."""
-    if resource is None:
-        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
     if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        # macOS says that there is no bound, and has one
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _end_by_force(number: int) -> None:

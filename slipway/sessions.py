@@ -1,4 +1,7 @@
-"""Which of FastMCP's two apps answers a request, so that a session never ends a demo (SLIPWAY_SESSIONS=auto)."""
+"""Which of FastMCP's two apps answers a request, so that a session never ends a demo (SLIPWAY_SESSIONS=auto).
+
+And the request's body, which more than one room reads.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ MAX_SECONDS = 30.0  # for a body to arrive
 class Body:
     """A request body that can be read again: what came is kept up to 1 MiB, the rest streams through."""
 
-    __slots__ = ("_kept", "_parsed", "_receive", "content", "counted", "whole")
+    __slots__ = ("_kept", "_parsed", "content", "counted", "receive", "whole")
 
     def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+        self.receive = receive
         self._kept: list[Message] = []
         self._parsed: dict[str, Any] | None = None
         self.whole = False
@@ -35,7 +38,7 @@ class Body:
         size, until = 0, asyncio.get_running_loop().time() + MAX_SECONDS
         while not self.whole and size <= MAX_MESSAGE_BYTES:
             async with asyncio.timeout_at(until):
-                message = await self._receive()
+                message = await self.receive()
             self._kept.append(message)
             if message["type"] != "http.request":
                 return
@@ -46,11 +49,7 @@ class Body:
 
     def replay(self) -> Receive:
         """Return a `receive` that gives the kept messages first, then what the connection says."""
-        return _Replay(self._kept, self) if self._kept else self._receive
-
-    async def rest(self) -> Message:
-        """Return what the connection says after what is kept."""
-        return await self._receive()
+        return _Replay(self._kept, self) if self._kept else self.receive
 
     def message(self) -> dict[str, Any]:
         """Return the JSON-RPC message, or {} where the body is none."""
@@ -64,7 +63,7 @@ class Body:
 
     def forget(self) -> None:
         """Let go of the message: nobody will read it any more, but a session keeps the request that opened it."""
-        self._kept, self.content, self._parsed, self._receive = [], b"", {}, _gone
+        self._kept, self.content, self._parsed, self.receive = [], b"", {}, _gone
 
 
 async def _gone() -> Message:
@@ -81,7 +80,7 @@ class _Replay:
         self._body = body
 
     async def __call__(self) -> Message:
-        return next(self._kept, None) or await self._body.rest()
+        return next(self._kept, None) or await self._body.receive()
 
 
 class AutoSessions:

@@ -1,6 +1,6 @@
 """Starts and stops server and edge: with Docker Compose where an engine answers, as child processes otherwise.
 
-`python -m slipway.stack up [--local] [TARGET] | down | prepare`; scripts/up, down and swarm are its doors.
+`python -m slipway.stack up [--local] [TARGET] | down | prepare`: for scripts/down, scripts/swarm, and tunnel.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 
+from dotenv import dotenv_values
+
 from slipway import compose, packages, processes, settings, targets, tokens, tunnels
-from slipway.errors import Problem, heard
+from slipway.errors import Problem, command, heard
 from slipway.lan import network, note
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,13 +97,11 @@ def children(config: settings.Settings, root: Path = ROOT) -> dict[str, tuple[li
     served |= {"PYTHONUNBUFFERED": "1", "FASTMCP_ENV_FILE": os.devnull, "DATA_DIR": str(state / "data")}
     # the event store's library checks the types of its own calls: a tenth of a second at start
     served["PY_KEY_VALUE_DISABLE_BEARTYPE"] = "true"
-    for name, secret in (
-        ("SLIPWAY_TARGET_HEADERS", config.target_headers),
-        ("REDIS_URL", config.redis_url),
-        ("OTEL_EXPORTER_OTLP_HEADERS", config.otlp_headers),
-    ):
-        if secret.get_secret_value():
-            served[name] = secret.get_secret_value()
+    held = {
+        "SLIPWAY_TARGET_HEADERS": config.target_headers, "REDIS_URL": config.redis_url,
+        "OTEL_EXPORTER_OTLP_HEADERS": config.otlp_headers,
+    }  # fmt: skip
+    served |= {name: value for name, secret in held.items() if (value := secret.get_secret_value())}
     if folder := packages.installed(target_of(config, root), state):
         served["PYTHONPATH"] = str(folder)
     wanted = ("EDGE_PORT", "TLS_PORT", "CONSOLE_PORT", "SLIPWAY_ALLOWED_ORIGINS", "SLIPWAY_MAX_BODY")
@@ -143,16 +144,13 @@ def _fingerprint(config: settings.Settings) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _record(config: settings.Settings) -> Path:
-    return ROOT / config.state / "run" / "stack.json"
-
-
-def _watch_record(config: settings.Settings) -> Path:
-    return ROOT / config.state / "run" / "watch.json"
+def _run(config: settings.Settings) -> Path:
+    """Return the folder in which stands who runs."""
+    return ROOT / config.state / "run"
 
 
 def _up_local(config: settings.Settings) -> None:
-    record, fingerprint = _record(config), _fingerprint(config)
+    record, fingerprint = _run(config) / "stack.json", _fingerprint(config)
     task = {"record": str(record), "fingerprint": fingerprint, "children": children(config), "folder": str(ROOT)}
     if processes.running(record).get("fingerprint") == fingerprint and answers(config):
         say("server and edge are running already")
@@ -268,21 +266,21 @@ def _up(config: settings.Settings, *, local: bool) -> contextlib.AbstractContext
         try:
             _up_local(config)
         except PortInUse:
-            if compose.missing() or not compose.Compose(ROOT).exists():
+            if not (containers := compose.containers(ROOT)):
                 raise
             say("stopping the containers: --local takes their ports")
-            compose.Compose(ROOT).down()
+            containers.down()
             _up_local(config)
     else:
-        processes.stop(_record(config))
+        processes.stop(_run(config) / "stack.json")
         if not compose.has_init() and "SLIPWAY_INIT" not in settings.read_env_file(ROOT / ".env"):
             _append(ROOT / ".env", "this Docker engine has no docker-init", SLIPWAY_INIT="false")
         if target and not target.packages:
             _check(config)
-        containers = compose.Compose(ROOT)
-        containers.up(config, target)
+        fresh = compose.Compose(ROOT)
+        fresh.up(config, target)
         if not target:
-            return containers.watching(_watch_record(config))
+            return fresh.watching(_run(config) / "watch.json")
     return contextlib.nullcontext()
 
 
@@ -306,14 +304,15 @@ def crash(config: settings.Settings) -> None:
     Raises:
         Problem: it is not ours to kill.
     """
-    children = [processes.alive(who) for who in processes.running(_record(config)).get("children", [])]
+    children = [processes.alive(who) for who in processes.running(_run(config) / "stack.json").get("children", [])]
     servers = [child for child in children if child and str(ROOT / "server.py") in child.cmdline()]
     for server in servers:
         server.kill()
-    if not servers and (compose.missing() or not compose.Compose(ROOT).exists()):
+    if servers:
+        return
+    if not (containers := compose.containers(ROOT)):
         raise Problem("The running server was not started by ./scripts/up.", "Rehearse with --no-kill")
-    if not servers:
-        compose.Compose(ROOT).crash()
+    containers.crash()
 
 
 def _kept(config: settings.Settings) -> note.Lan | None:
@@ -329,56 +328,72 @@ def _kept(config: settings.Settings) -> note.Lan | None:
 
 def restart_edge(config: settings.Settings) -> bool:
     """Start the edge anew, so that it reads lan.env, and nothing else. Returns: False where no stack of ours runs."""
-    if edge := processes.alive(processes.running(_record(config)).get("edge", [])):
+    if edge := processes.alive(processes.running(_run(config) / "stack.json").get("edge", [])):
         processes.end(edge)
         processes.until(lambda: answers(config), PATIENCE)
         return True
-    if compose.missing() or not compose.Compose(ROOT).exists():
+    if not (containers := compose.containers(ROOT)):
         return False
-    compose.Compose(ROOT).edge(config, _watch_record(config))
+    containers.edge(config, _run(config) / "watch.json")
     return True
 
 
 def down() -> None:
-    """Stop everything that up and tunnel.py started; running it twice is harmless."""
-    config = settings.load(os.environ, ROOT / ".env")
-    if processes.stop(ROOT / config.state / "run" / "tunnel.json"):
+    """Stop everything that up and tunnel.py started; running it twice is harmless.
+
+    Raises:
+        Problem: the settings are broken; what could be found without them is stopped by then.
+    """
+    try:
+        config, broken = settings.load(os.environ, ROOT / ".env"), None
+    except Problem as problem:
+        # a mistake that was made since must not keep a public server running
+        config, broken = _salvaged(), problem
+    if processes.stop(_run(config) / "tunnel.json"):
         say("stopped the tunnel")
-    processes.stop(_watch_record(config))
+    processes.stop(_run(config) / "watch.json")
     tunnels.end_agents(ROOT / config.state / "ngrok")
     (ROOT / config.public_url_file).unlink(missing_ok=True)
     # another day, another room: what leaves loopback is asked for again
     if note.read(ROOT / config.state):
         note.write(ROOT / config.state, None)
-    if processes.stop(_record(config)):
+    if processes.stop(_run(config) / "stack.json"):
         say("stopped server and edge")
-    if not compose.missing() and compose.Compose(ROOT).exists():
-        compose.Compose(ROOT).down()
+    if containers := compose.containers(ROOT):
+        containers.down()
+    if broken:
+        raise broken
     say("nothing of Slipway is running")
 
 
+def _salvaged() -> settings.Settings:
+    """Return settings of which only the folder is what .env and the environment say, as far as they can be read."""
+    name, text = "SLIPWAY_STATE", ""
+    with contextlib.suppress(OSError):
+        text = (ROOT / ".env").read_text("utf-8-sig", "replace")
+    found = dotenv_values(stream=StringIO(text), interpolate=False)
+    return settings.load({name: os.environ.get(name) or found.get(name) or ""})
+
+
 def main(arguments: list[str]) -> int:
-    """Run one verb. Returns: the exit code."""
-    try:
-        match arguments:
-            case ["up", *rest] if len(words := [word for word in rest if word != "--local"]) < 2:
-                up(local="--local" in rest, target="".join(words))
-            case ["down"]:
-                down()
-            case ["prepare"]:
-                config = prepare()
-                compose.hand_over(ROOT / config.state, ROOT / config.secret_file)
-            case _:
-                say("usage: python -m slipway.stack up [--local] [TARGET] | down | prepare")
-                return 2
-    except Problem as problem:
-        say(str(problem))
-        return problem.exit_code
-    except KeyboardInterrupt:
-        say("interrupted; ./scripts/down stops what was started")
-        return 130
+    """Run one verb. Returns: the exit code.
+
+    Raises:
+        Problem: with the cause and the cure.
+    """
+    match arguments:
+        case ["up", *rest] if len(words := [word for word in rest if word != "--local"]) < 2:
+            up(local="--local" in rest, target="".join(words))
+        case ["down"]:
+            down()
+        case ["prepare"]:
+            config = prepare()
+            compose.hand_over(ROOT / config.state, ROOT / config.secret_file)
+        case _:
+            say("usage: python -m slipway.stack up [--local] [TARGET] | down | prepare")
+            return 2
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command(main)

@@ -19,7 +19,7 @@ import psutil
 
 from slipway import processes
 
-STOP_TIMEOUT = 8.0  # seconds; longer than the server's own grace, shorter than processes.STOP_TIMEOUT
+STOP_TIMEOUT = 9.5  # seconds; longer than serving.FORCE_AFTER, shorter than processes.STOP_TIMEOUT
 HOPELESS = {2, 3, *range(50, 58)}  # exit codes of settings.py, uvicorn and targets.py: another try would end alike
 SETTLED = 30.0  # seconds after which a child counts as having started well
 

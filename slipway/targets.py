@@ -22,7 +22,6 @@ NO_FILE, NO_IMPORT, NO_SERVER, NO_COMMAND, NO_ANSWER, NO_ACCESS, NO_CONFIG, NO_P
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _KEPT = {
     "HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR",
-    "APPDATA", "LOCALAPPDATA", "PATHEXT", "SYSTEMROOT", "TEMP", "USERPROFILE",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE",
 }  # fmt: skip

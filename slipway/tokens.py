@@ -113,7 +113,7 @@ def ensure_secret(path: Path) -> Secret:
         # O_EXCL: two first starts at once agree on one secret
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        if os.name == "posix" and path.stat().st_mode & 0o077:
+        if path.stat().st_mode & 0o077:
             path.chmod(0o600)
         until = time.monotonic() + OTHERS
         while not path.stat().st_size and time.monotonic() < until:

@@ -87,10 +87,6 @@ class Clean(SpanProcessor):
         """Send what is left."""
         self._behind.shutdown()
 
-    def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Send what is there."""
-        return self._behind.force_flush(timeout_millis)
-
 
 def cleaned(span: ReadableSpan) -> ReadableSpan:
     """Return the span without what could hold an argument, a result or a session id: texts of exceptions, URIs."""

@@ -69,14 +69,11 @@ def _wanted(chosen: argparse.Namespace) -> Callable[[knocks.Knock], bool]:
 
 def _kept(log: Path, tail: knocks.Tail) -> Iterator[knocks.Knock]:
     """Yield what a log and its rotated files hold, the oldest first; the tail goes on where this ends."""
-    if log.suffix == ".jsonl" and log.stem == "edge":
-        # Caddy names its rotated files by their time
-        older = sorted(log.parent.glob("edge-*.jsonl"))
-    else:
-        older = [log.with_name(f"{log.name}.{number}") for number in range(knocks.KEPT, 0, -1)]
-    for path in older:
-        with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as lines:
-            yield from filter(None, map(knocks.parse, lines))
+    for path in knocks.kept(log):
+        if path != log and not tail.holds(path):
+            # it may be rotated away meanwhile
+            with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as lines:
+                yield from filter(None, map(knocks.parse, lines))
     seen = -1
     while tail.offset > seen:
         seen = tail.offset

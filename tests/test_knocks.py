@@ -185,6 +185,24 @@ def test_a_tail_follows_over_partial_lines_rotation_truncation_and_a_late_file(t
     assert list(tail.lines()) == []
 
 
+def test_a_tail_loses_nothing_that_was_written_before_a_rotation(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("old\n")
+    tail = Tail(path)
+    with path.open("a") as stream:
+        stream.write("before\nand ")
+    assert list(tail.lines()) == ["before"]
+    with path.open("a") as stream:
+        stream.write("after\n" + "x" * 500 + "\n")
+    path.rename(tmp_path / "log.1")
+    assert list(tail.lines()) == ["and after", "x" * 500]
+    with (tmp_path / "log.1").open("a") as stream:
+        stream.write("late\n")
+    path.write_text("fresh\n")
+    assert list(tail.lines()) == ["late", "fresh"]
+    assert tail.offset == len("fresh\n")
+
+
 def test_a_tail_starts_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("old\n")
@@ -216,3 +234,20 @@ def test_a_log_that_another_replica_rotated_is_not_rotated_again(tmp_path: Path)
         "server.jsonl": 2,
         "server.jsonl.1": 2,
     }
+
+
+def test_a_log_that_is_opened_twice_is_one_log(tmp_path: Path) -> None:
+    first, again = (knocks.open_log(tmp_path / "log") for _ in range(2))
+    knocks.write(again, Knock(reason="once", status=200))
+    flush(first)
+    assert len((tmp_path / "log").read_text().splitlines()) == len(first.handlers) == 1
+
+
+def test_what_is_kept_of_a_log_is_named_from_the_oldest_on(tmp_path: Path) -> None:
+    server = ["server.jsonl.2", "server.jsonl.1", "server.jsonl"]
+    edge = ["edge-2026-01-01T00-00-00.000.jsonl", "edge-2026-01-02T00-00-00.000.jsonl", "edge.jsonl"]
+    for name in sorted([*server, *edge]):
+        (tmp_path / name).touch()
+    assert [path.name for path in knocks.kept(tmp_path / "server.jsonl")] == server
+    assert [path.name for path in knocks.kept(tmp_path / "edge.jsonl")] == edge
+    assert knocks.kept(tmp_path / "none.jsonl") == []

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "identity.ledger": {"store", "tokens"},
     "identity.throttle": {"connections"},
     "identity.invites": {"identity.throttle", "store", "tokens"},
-    "identity.admin": {"errors", "guards", "identity.invites", "knocks", "identity.ledger", "store", "tokens"},
+    "identity.admin": {"errors", "guards", "identity.invites", "knocks", "identity.ledger", "tokens"},
     "identity.redirects": set(),
     "identity.grants": {"identity.ledger", "store"},
     "identity.programs": {"identity.grants", "identity.redirects", "identity.throttle"},

@@ -17,7 +17,6 @@ from slipway.errors import Problem
 from slipway.guards import from_this_machine
 from slipway.identity.invites import Invites
 from slipway.identity.ledger import EVERYBODY, Ledger, Record
-from slipway.store import Trouble
 
 MAX_BODY = 100_000  # bytes
 
@@ -143,9 +142,6 @@ def guarded(secret: tokens.Secret, handler: Handler, audience: str = tokens.ADMI
             return await handler(request)
         except Problem as problem:
             return _answer(400, problem.cause, problem.cure)
-        except Trouble as trouble:
-            _note(request, trouble.cause, "unavailable")
-            return trouble.answer()
 
     return answer
 

@@ -167,10 +167,10 @@ class Feed:
     def _older(self, since: float, ends: Mapping[str, int]) -> tuple[list[str], list[str]]:
         """Return the lines of both logs, rotated ones too, from that time (seconds) to those bytes of the newest."""
         found: tuple[list[str], list[str]] = ([], [])
-        for lines, name, pattern in zip(found, ("server", "edge"), ("server.jsonl.*", "edge-*.jsonl"), strict=True):
-            older = sorted(each for each in map(_aged, self._folder.glob(pattern)) if each[0] >= since)
-            newest = self._folder / f"{name}.jsonl", ends[name]
-            for path, most in [*((path, -1) for _, path in older), newest]:
+        for lines, name in zip(found, ("server", "edge"), strict=True):
+            log = self._folder / f"{name}.jsonl"
+            older = [path for path in knocks.kept(log) if path != log and _changed(path) >= since]
+            for path, most in [*((path, -1) for path in older), (log, ends[name])]:
                 with contextlib.suppress(OSError), path.open("rb") as stream:
                     lines.extend(stream.read(most).decode("utf-8", "replace").splitlines())
         return found
@@ -281,8 +281,8 @@ class Feed:
                 yield ": beat\n\n"
 
 
-def _aged(path: Path) -> tuple[float, Path]:
-    """Return a log with the time of its last line; one that is rotated at this moment has no such name any more."""
+def _changed(path: Path) -> float:
+    """Return when a log was last written to; one that is rotated at this moment has no such name any more."""
     with contextlib.suppress(OSError):
-        return path.stat().st_mtime, path
-    return 0.0, path
+        return path.stat().st_mtime
+    return 0.0

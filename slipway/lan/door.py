@@ -77,7 +77,7 @@ def warnings(lan: Lan) -> list[str]:
     told = []
     if lan.public:
         told.append(f"{lan.address} is an address of the internet: not only the room can reach it.")
-    if not compose.missing() and compose.Compose(stack.ROOT).exists() and compose.routes_to_containers():
+    if compose.containers(stack.ROOT) and compose.routes_to_containers():
         told.append(
             "With a Docker Engine before 28, a neighbour who sends packets for a container's own address reaches the "
             "loopback ports, too (which ask for tokens; /metrics does not). Use a newer one, or ./scripts/up --local"
