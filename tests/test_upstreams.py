@@ -7,16 +7,21 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import mcp_types as mt
 import pytest
+from fastmcp.client.transports import StreamableHttpTransport
+from fastmcp.exceptions import ToolError
 from fastmcp.server.auth import AccessToken
 from fastmcp.server.dependencies import fastmcp_request_ctx
+from fastmcp.server.middleware import MiddlewareContext
 from mcp.shared.exceptions import MCPError
 from mcp.shared.subscriptions import ToolsListChanged
 
 from slipway.proxy import line, upstreams
 from slipway.proxy.line import LIST_CHANGES, Line, Tools
-from slipway.proxy.upstreams import Upstream
+from slipway.proxy.remote import Remote
+from slipway.proxy.upstreams import Outages, Upstream
 
 
 class Session:
@@ -102,3 +107,27 @@ async def test_one_list_change_heard_on_many_connections_is_looked_at_once(monke
         await asyncio.sleep(0)
     assert len(looked) == 2
     assert heard == [LIST_CHANGES[mt.ToolListChangedNotification]()] * 4 == [ToolsListChanged()] * 4
+
+
+async def test_a_lost_connection_is_told_by_what_ended_it_and_in_the_words_of_what_was_asked() -> None:
+    remote = Remote("it", StreamableHttpTransport("http://127.0.0.1:9/mcp"), print)
+    closed, session = MCPError(mt.CONNECTION_CLOSED, "closed"), Session()
+
+    class Stale:
+        async def _disconnect(self, *, force: bool) -> None:
+            raise httpx2.ConnectError("All connection attempts failed")
+
+    async def lose(_: Any) -> None:
+        raise closed
+
+    for method, kind in (("tools/call", ToolError), ("tools/list", MCPError)):
+        remote._kept._caches = {session._connection: Stale()}  # type: ignore[attr-defined]
+        before = fastmcp_request_ctx.set(type("Request", (), {"session": session})())  # type: ignore[arg-type]
+        try:
+            with pytest.raises(kind, match="Nothing was done"):
+                await Outages(remote).on_request(MiddlewareContext(message=None, method=method), lose)
+            # nothing is left of it to be asked, so nobody knows
+            with pytest.raises(kind, match="not known"):
+                await Outages(remote).on_request(MiddlewareContext(message=None, method=method), lose)
+        finally:
+            fastmcp_request_ctx.reset(before)

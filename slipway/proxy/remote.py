@@ -74,13 +74,16 @@ class Remote(Upstream):
         relay.mode = "legacy" if "legacy" in self._eras else LATEST_MODERN_VERSION
         return relay
 
-    async def lost(self, error: Exception) -> bool:
+    async def lost(self, error: Exception) -> Exception | None:
         """A session that the upstream forgot is lost, too: the next request opens another."""
         gone = await super().lost(error)
         if gone and (request := fastmcp_request_ctx.get()):
             stale = self._kept._caches.pop(request.session._connection, None)  # type: ignore[attr-defined]
             if stale:
-                await stale._disconnect(force=True)
+                try:
+                    await stale._disconnect(force=True)
+                except Exception as why:  # its task ended with it; the request learnt only that it is gone
+                    return why
         return gone
 
     @staticmethod

@@ -46,9 +46,9 @@ class Outages(Middleware):
         try:
             return await call_next(context)
         except Exception as error:
-            if not await self._upstream.lost(error):
+            if not (why := await self._upstream.lost(error)):
                 raise
-            said = self._sentence(error)
+            said = self._sentence(why)
             called = context.method == "tools/call"
             raise (ToolError(said) if called else MCPError(mt.INTERNAL_ERROR, said)) from error
 
@@ -134,10 +134,11 @@ class Upstream:
     async def close(self) -> None:
         """End the connections and the processes behind them."""
 
-    async def lost(self, error: Exception) -> bool:
-        """Tell whether this error is the loss of a connection, and let go of what is left of it."""
+    async def lost(self, error: Exception) -> Exception | None:
+        """Return why the connection was lost, if this error is that, and let go of what is left of it."""
         chain = list(causes(error))
-        return not any(isinstance(e, Unreachable) for e in chain) and any(map(self._is_loss, chain))
+        unreached = any(isinstance(each, Unreachable) for each in chain)
+        return error if not unreached and any(map(self._is_loss, chain)) else None
 
     @staticmethod
     def _is_loss(error: BaseException) -> bool:
