@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -162,7 +161,7 @@ def build(mcp: FastMCP[Any], config: settings.Settings, secret: tokens.Secret) -
     rest = Starlette(routes=routes, lifespan=lifespan, exception_handlers=told)
     inner = FirstByte(Straight(endpoint, rest))
     guarded = telemetry.Telemetry(HostGuard(inner, hosts), metrics)
-    whole: ASGIApp = Audit(Bounds(guarded, config.requests_at_once), log, metrics)
+    whole: ASGIApp = Audit(Bounds(guarded, config.requests_at_once), log, metrics, settings.size(config.max_body))
     return whole
 
 
@@ -184,8 +183,8 @@ def _calls(config: settings.Settings, limits: Limits, metrics: Metrics, may_call
         return 0.0 if text == "0" else tokens.parse_ttl(text)
 
     rules = {
-        name: Rule(rule.get("at_once", 0), seconds(rule["timeout"]) if "timeout" in rule else None)
-        for name, rule in json.loads(config.tool_limits or "{}").items()
+        name: Rule(rule.at_once, seconds(rule.timeout) if rule.timeout else None)
+        for name, rule in settings.tool_bounds(config.tool_limits).items()
     }
     return Calls(
         limits, rules, metrics, may_call, timeout=seconds(config.tool_timeout),

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from slipway import knocks
 from slipway.guards import PROBES, refuse
 from slipway.metrics import Metrics
-from slipway.sessions import MAX_SECONDS, Body
+from slipway.sessions import MAX_MESSAGE_BYTES, MAX_SECONDS, Body
 
 MAX_REMEMBERED_CLIENTS = 2000
 PROGRESS = b'"notifications/progress"'
@@ -26,8 +26,11 @@ _EACH_ITS_OWN = frozenset({b"x-request-id", b"mcp-session-id", b"last-event-id",
 class Audit:
     """The outermost room: what comes in here has a record, whatever becomes of it."""
 
-    def __init__(self, app: ASGIApp, logger: logging.Logger, metrics: Metrics | None = None) -> None:
-        """Take the app, the log, and what counts requests and open streams."""
+    def __init__(
+        self, app: ASGIApp, logger: logging.Logger, metrics: Metrics | None = None, longest: int = MAX_MESSAGE_BYTES
+    ) -> None:
+        """Take the app, the log, what counts requests and open streams, and the bytes of the longest body."""
+        self._longest = max(longest, MAX_MESSAGE_BYTES)
         self._app = app
         self.write = functools.partial(knocks.write, logger)
         self._metrics = metrics
@@ -40,7 +43,9 @@ class Audit:
             return await self._app(scope, receive, send)
         self._share(scope["headers"])
         headers = Headers(raw=scope["headers"])
-        knock = knocks.Knock(time=knocks.now(), http=scope["method"], path=scope["path"], body=Body(receive))
+        knock = knocks.Knock(
+            time=knocks.now(), http=scope["method"], path=scope["path"], body=Body(receive, self._longest)
+        )
         knock.request_id = knocks.request_id(headers.get("x-request-id"))
         knock.door = knocks.door(headers.get("host", ""))
         knock.resumed = "last-event-id" in headers

@@ -81,7 +81,7 @@ def _fits(host: str, pattern: str) -> bool:
 
 
 class Bounds:
-    """Refuses what is too much, whoever sends it: requests at once (503) and JSON that is dear to read (400)."""
+    """Refuses what is too much, whoever sends it: requests at once (503), bodies (413), JSON dear to read (400)."""
 
     def __init__(self, app: ASGIApp, at_once: int) -> None:
         """Take the app, and how many requests may be open."""
@@ -90,7 +90,7 @@ class Bounds:
         self.open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 503 or 400, or hand on."""
+        """Answer 503, 413 or 400, or hand on."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         # the probes must be answered at the worst of times
@@ -99,6 +99,11 @@ class Bounds:
             text = f"The server has {self._most} requests open, which is the most. Try again in a few seconds."
             scope["state"]["knock"].body.forget()
             return await refuse(scope, receive, send, 503, text, {"retry-after": "5"}, limit="requests_at_once")
+        if scope["state"]["knock"].body.too_long:
+            # what nobody saw whole is not counted, not in the log, and may be dear
+            scope["state"]["knock"].body.forget()
+            text = "The body is longer than this server takes (SLIPWAY_MAX_BODY). Send less at once."
+            return await refuse(scope, receive, send, 413, text, {"connection": "close"}, limit="body")
         if why := too_dear(scope["state"]["knock"].body.content):
             scope["state"]["knock"].body.forget()
             return await refuse(scope, receive, send, 400, why, limit="json")

@@ -16,16 +16,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerMinute, RateLimitItemPerSecond
-from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slipway import connections
+from slipway.counting import Limiter, network
 
 PATIENCE = 0.5  # seconds in which the shared counters must answer
-REST = 5.0  # seconds for which we count alone after they did not
 LISTENING = "subscriptions/listen"  # the newest era's stream (MCP 2026-07-28, Subscriptions)
 MAX_HELD = 500  # refusals of one identity that are answered late
 HELD = 1.0  # seconds at most
@@ -79,15 +77,7 @@ class Limits:
         """
         self._own = own
         self._default = default
-        self._away = away
-        self._near = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._far: SlidingWindowCounterRateLimiter | None = None
-        if redis_url:
-            storage = RedisStorage(
-                f"async+{redis_url}", implementation="redispy", connection_pool=connections.pool(redis_url)
-            )
-            self._far = SlidingWindowCounterRateLimiter(storage)
-        self._alone_until = -math.inf
+        self._limiter = Limiter(SlidingWindowCounterRateLimiter, redis_url, away, PATIENCE)
         self.taken: Counter[tuple[str, str]] = Counter()  # (what, whose) → how many at this moment
 
     def identity(self, claims: dict[str, Any] | None, address: str = "") -> Identity | None:
@@ -98,7 +88,7 @@ class Limits:
             address: the client's.
         """
         if claims is None:
-            return Identity(f"address {address}", self._default)
+            return Identity(f"address {network(address)}", self._default)
         if claims.get("client_id") == "self":
             return None
         own = claims.get("limits")
@@ -110,20 +100,11 @@ class Limits:
     async def count(self, who: Identity) -> Over | None:
         """Count a message. Returns: the limit that it is over, if one is."""
         for name, item in _items(who.allowed):
-            if wait := await self._hit(item, who.key):
+            # 0 if it is within the limit
+            if wait := await self._limiter.ask(functools.partial(_count, item=item, key=who.key)):
                 words = f"{item.amount} messages {_WORDS[name]}"
                 return Over(name, wait, f"This token may send {words}. Wait {wait} s, then go on.")
         return None
-
-    async def _hit(self, item: RateLimitItem, key: str) -> int:
-        """Count. Returns: the seconds to wait, 0 if it is within the limit."""
-        if self._far and not self._away() and time.monotonic() >= self._alone_until:
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    return await _count(self._far, item, key)
-            except Exception:  # the store tells the operator
-                self._alone_until = time.monotonic() + REST
-        return await _count(self._near, item, key)
 
     def take(self, what: str, key: str, most: int, whose: str = "This token") -> Over | None:
         """Take one of so many places; whoever got one gives it back. Returns: the limit, if none is free."""
@@ -258,15 +239,12 @@ class PerIdentity:
         """Note a new session, and end what is one too many by it."""
         self._sessions.opened(name, who.key, scope)
         self._sessions.used(name, 1)
-        await self._end_spare(scope, who)
-
-    async def _end_spare(self, scope: Scope, who: Identity) -> None:
-        """End sessions as their owners would (MCP 2025-11-25, Transports, Session Management)."""
         for name, owner in self._sessions.too_many(who.key, who.allowed.sessions_at_once):
             self._sessions.ended(name)
             await self._end({**scope, **owner}, name)
 
     async def _end(self, scope: Scope, name: str) -> None:
+        """End a session as its owner would (MCP 2025-11-25, Transports, Session Management)."""
 
         async def receive() -> Message:
             return {"type": "http.request", "body": b"", "more_body": False}

@@ -12,20 +12,27 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_MESSAGE_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = 1 << 20  # of a body, where nobody says more
 MAX_SECONDS = 30.0  # for a body to arrive
 
 
 class Body:
-    """A request body that can be read again: what came is kept up to 1 MiB, the rest streams through."""
+    """A request body that can be read again.
 
-    __slots__ = ("_kept", "_parsed", "content", "counted", "receive", "whole")
+    Attributes:
+        whole: all of it came.
+        too_long: it is longer than may be kept; nobody has seen the rest.
+    """
 
-    def __init__(self, receive: Receive) -> None:
+    __slots__ = ("_kept", "_most", "_parsed", "content", "counted", "receive", "too_long", "whole")
+
+    def __init__(self, receive: Receive, most: int = MAX_MESSAGE_BYTES) -> None:
+        """Take where it comes from, and how many bytes of it are kept at most."""
         self.receive = receive
+        self._most = most
         self._kept: list[Message] = []
         self._parsed: dict[str, Any] | None = None
-        self.whole = False
+        self.whole = self.too_long = False
         self.content = b""
         self.counted = False  # against the limits of its sender
 
@@ -36,14 +43,15 @@ class Body:
             TimeoutError: the client takes too long to send it.
         """
         size, until = 0, asyncio.get_running_loop().time() + MAX_SECONDS
-        while not self.whole and size <= MAX_MESSAGE_BYTES:
+        while not self.whole and not self.too_long:
             async with asyncio.timeout_at(until):
                 message = await self.receive()
             self._kept.append(message)
             if message["type"] != "http.request":
                 return
             size += len(message.get("body", b""))
-            self.whole = not message.get("more_body", False)
+            self.too_long = size > self._most
+            self.whole = not self.too_long and not message.get("more_body", False)
         if self.whole:
             self.content = b"".join(message.get("body", b"") for message in self._kept)
 

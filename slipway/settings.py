@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from dotenv.parser import parse_stream
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
 
 from slipway.errors import Problem
 
@@ -31,23 +30,23 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
-def _origins(value: str) -> str:
-    for origin in filter(None, (item.strip() for item in value.split(","))):
-        if not _ORIGIN.fullmatch(origin):
-            raise ValueError(
-                f"{origin[:200]!r} is no origin: scheme://host[:port], without a path, as in "
-                "https://app.example.com, https://*.example.com or http://localhost:*"
-            )
-    return ",".join(filter(None, (item.strip().lower() for item in value.split(","))))
+def _listed(form: re.Pattern[str], wrong: str) -> AfterValidator:
+    def checked(value: str) -> str:
+        items = [item for part in value.split(",") if (item := part.strip())]
+        for item in items:
+            if not form.fullmatch(item):
+                raise ValueError(f"{item[:200]!r} is no {wrong}")
+        return ",".join(items).lower()
+
+    return AfterValidator(checked)
 
 
-def _hosts(value: str) -> str:
-    for host in filter(None, (item.strip() for item in value.split(","))):
-        if not _HOST.fullmatch(host):
-            raise ValueError(
-                f"{host[:200]!r} is no host name: demo.example.com or *.example.com, without scheme or port"
-            )
-    return ",".join(filter(None, (item.strip().lower() for item in value.split(","))))
+_ORIGINS = _listed(
+    _ORIGIN,
+    "origin: scheme://host[:port], without a path, as in "
+    "https://app.example.com, https://*.example.com or http://localhost:*",
+)
+_HOSTS = _listed(_HOST, "host name: demo.example.com or *.example.com, without scheme or port")
 
 
 def _life(value: str) -> str:
@@ -58,25 +57,38 @@ def _life(value: str) -> str:
     return value
 
 
-def _tools(value: str) -> str:
-    wrong = 'it is a JSON object of tools, each with "at_once" (a number) or "timeout" (30s, 2m), or both'
+Life = Annotated[str, AfterValidator(_life)]
+LifeOrNever = Annotated[str, AfterValidator(lambda value: value if value == "0" else _life(value))]
+
+
+class ToolBound(BaseModel):
+    """What one tool may take; "" and 0 are as for every other."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    at_once: int = Field(0, ge=0)
+    timeout: LifeOrNever = ""
+
+
+def tool_bounds(value: str) -> dict[str, ToolBound]:
+    """Return {tool: its bounds} of SLIPWAY_TOOL_LIMITS.
+
+    Raises:
+        ValueError: it is no such thing.
+    """
     try:
-        rules = json.loads(value) if value else {}
-    except (ValueError, RecursionError):
-        raise ValueError(wrong) from None
-    if not isinstance(rules, dict) or not all(isinstance(rule, dict) for rule in rules.values()):
-        raise ValueError(wrong)
-    for name, rule in rules.items():
-        at_once, timeout = rule.get("at_once", 0), rule.get("timeout", "0")
-        if (
-            rule.keys() - {"at_once", "timeout"}
-            or isinstance(at_once, bool)
-            or not isinstance(at_once, int)
-            or at_once < 0
-            or not isinstance(timeout, str)
-            or not re.fullmatch(r"0|([0-9]{1,9}[smhd])+", timeout)
-        ):
-            raise ValueError(f"at {name[:100]!r}: {wrong}")
+        return _TOOL_BOUNDS.validate_json(value or "{}")
+    except ValidationError as error:
+        wrong = 'it is a JSON object of tools, each with "at_once" (a number) or "timeout" (30s, 2m), or both'
+        where = error.errors()[0]["loc"]
+        raise ValueError(f"at {str(where[0])[:100]!r}: {wrong}" if where else wrong) from None
+
+
+_TOOL_BOUNDS = TypeAdapter(dict[str, ToolBound])
+
+
+def _tools(value: str) -> str:
+    tool_bounds(value)
     return value
 
 
@@ -137,12 +149,12 @@ class Settings(BaseModel):
         alias="SLIPWAY_ANSWERS",
         description="Without a session: stream answers with progress; json is faster and has none.",
     )
-    allowed_origins: Annotated[str, AfterValidator(_origins)] = Field(
+    allowed_origins: Annotated[str, _ORIGINS] = Field(
         "http://localhost:*,https://localhost:*,http://127.0.0.1:*,https://127.0.0.1:*",
         alias="SLIPWAY_ALLOWED_ORIGINS",
         description="Browser origins that may call, comma-separated; https://*.example.com works, * means any.",
     )
-    allowed_hosts: Annotated[str, AfterValidator(_hosts)] = Field(
+    allowed_hosts: Annotated[str, _HOSTS] = Field(
         "",
         alias="SLIPWAY_ALLOWED_HOSTS",
         description="Host names to accept besides loopback and our tunnel's own.",
@@ -174,16 +186,14 @@ class Settings(BaseModel):
     requests_at_once: Count = Field(
         4000, alias="SLIPWAY_REQUESTS_AT_ONCE", description="Requests and streams open at once, of everybody."
     )
-    session_idle: str = Field(
+    session_idle: Life = Field(
         "30m",
         alias="SLIPWAY_SESSION_IDLE",
-        pattern=r"^([0-9]{1,9}[smhd])+$",
         description="How long a session lives that nobody uses.",
     )
-    tool_timeout: str = Field(
+    tool_timeout: LifeOrNever = Field(
         "5m",
         alias="SLIPWAY_TOOL_TIMEOUT",
-        pattern=r"^(0|([0-9]{1,9}[smhd])+)$",
         description="After which time a tool call is cancelled; 0: never.",
     )
     tool_limits: Annotated[str, AfterValidator(_tools)] = Field(
@@ -210,7 +220,7 @@ class Settings(BaseModel):
         r"(,((requests|per_minute)=[0-9]{1,12}|gb=[0-9]{1,9}([.][0-9]{1,3})?)){0,2})$",
         description="Your ngrok plan, shared by a lab's seats: free, none, or requests=100000,gb=5,per_minute=20000.",
     )
-    max_ttl: Annotated[str, AfterValidator(_life)] = Field(
+    max_ttl: Life = Field(
         "30d",
         alias="SLIPWAY_MAX_TTL",
         description="Longest life of a token: 8h, 30d; nobody can ask for more.",

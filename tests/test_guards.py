@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -194,3 +195,30 @@ async def test_a_stream_that_is_cut_stands_in_the_log_with_its_limit(method: str
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [line.get("limit") for line in lines] == ([None] if method == "GET" else []) + ["slow_reader"]
     assert lines[-1]["reason"] == "cut"
+
+
+def call(size: int) -> bytes:
+    head = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "add", "arguments": {"x": "'
+    return head + b"x" * (size - len(head) - 4) + b'"}}}'
+
+
+async def test_a_long_body_is_looked_at_as_a_short_one_is(tmp_path: Path) -> None:
+    log = knocks.open_log(tmp_path / "log")
+    app = Audit(Bounds(ok, 0), log, longest=3 << 20)
+    assert (await answer(app, *ask(call(2 << 20))))[0] == 200
+    log.handlers[0].flush()
+    line = json.loads((tmp_path / "log").read_text())
+    assert (line["method"], line["tool"], line["bytes_in"]) == ("tools/call", "add", 2 << 20)
+    status, told = await answer(app, *ask(b"[" * (2 << 20)))
+    assert (status, "lists and objects" in told["error"]) == (400, True)
+
+
+async def test_a_body_that_nobody_saw_whole_reaches_no_tool(tmp_path: Path) -> None:
+    app = Audit(Bounds(ok, 0), knocks.open_log(tmp_path / "log"), longest=2 << 20)
+    assert (await answer(app, *ask(call(2 << 20))))[0] == 200
+    half, rest = call(3 << 20)[: 2 << 20], b"x" * (1 << 20)
+    for parts in ([call((2 << 20) + 1)], [half, rest]):
+        scope, _ = ask()
+        given = [{"type": "http.request", "body": part, "more_body": part is not parts[-1]} for part in parts]
+        status, told = await answer(app, scope, given)
+        assert (status, "SLIPWAY_MAX_BODY" in told["error"]) == (413, True)

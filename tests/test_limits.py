@@ -61,6 +61,12 @@ def test_our_own_probes_are_held_by_no_limit_and_nobody_else_can_say_so() -> Non
     assert counter.identity(None, "10.0.0.1") != counter.identity(None, "10.0.0.2")
 
 
+def test_without_tokens_one_line_of_ipv6_is_one_caller() -> None:
+    counter = Limits(Allowance(calls_per_minute=1))
+    assert counter.identity(None, "2001:db8:1:2::1") == counter.identity(None, "2001:db8:1:2:ffff::1")
+    assert counter.identity(None, "2001:db8:1:2::1") != counter.identity(None, "2001:db8:1:3::1")
+
+
 async def test_a_shared_counter_that_does_not_answer_is_replaced_by_our_own() -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))

@@ -1,25 +1,15 @@
-"""How often an address, and everybody together, may try something that costs us or that could be guessed.
-
-While a shared store is away each process counts for itself: a limit that is too generous by the number of replicas is
-better than one that opens, and than a class that waits.
-"""
+"""How often an address, and everybody together, may try something that costs us or that could be guessed."""
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable
 
 from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
-from limits.errors import StorageError
 
-from slipway.connections import PATIENCE, pool
-
-Result = TypeVar("Result")
+from slipway.connections import PATIENCE
+from slipway.counting import Limiter, network
 
 
 class Throttle:
@@ -43,14 +33,7 @@ class Throttle:
         self._name = name
         self._limits: list[RateLimitItem] = [RateLimitItemPerMinute(per_address), RateLimitItemPerMinute(overall)]
         self._limits += [RateLimitItemPerDay(a_day)] if a_day else []
-        self._own = MovingWindowRateLimiter(MemoryStorage())
-        self._away = away
-        self._shared: MovingWindowRateLimiter | None = None
-        if redis_url:
-            storage = RedisStorage(
-                f"async+{redis_url}", wrap_exceptions=True, implementation="redispy", connection_pool=pool(redis_url)
-            )
-            self._shared = MovingWindowRateLimiter(storage)
+        self._limiter = Limiter(MovingWindowRateLimiter, redis_url, away, PATIENCE)
 
     def _keys(self, address: str) -> list[tuple[RateLimitItem, str]]:
         return [(item, "all" if index else network(address)) for index, item in enumerate(self._limits)]
@@ -65,7 +48,7 @@ class Throttle:
                     return max(1, int(window.reset_time - time.time()))
             return 0
 
-        return await self._asked(ask)
+        return await self._limiter.ask(ask)
 
     async def count(self, address: str) -> None:
         """Count a try."""
@@ -74,16 +57,7 @@ class Throttle:
             for item, key in self._keys(address):
                 await limiter.hit(item, self._name, key)
 
-        await self._asked(hit)
-
-    async def _asked(self, ask: Callable[[MovingWindowRateLimiter], Awaitable[Result]]) -> Result:
-        if self._shared and not self._away():
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    return await ask(self._shared)
-            except (StorageError, OSError, TimeoutError):
-                pass
-        return await ask(self._own)
+        await self._limiter.ask(hit)
 
     async def admits(self, address: str) -> bool:
         """Count a try if it is heard. Returns: whether it is; what an address is refused costs nobody else."""
@@ -91,12 +65,3 @@ class Throttle:
             return False
         await self.count(address)
         return True
-
-
-def network(address: str) -> str:
-    """Return whose an address is: one line of IPv6 is a /64, and its holder has all of it."""
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return "unknown"
-    return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else str(found)
