@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import IO, Any
@@ -189,7 +190,7 @@ def _invites(server: Server, chosen: argparse.Namespace, _: tokens.Secret) -> tu
             answer = server.ask("POST", "/invites", asked)
             return answer, answer["code"]
         case "revoke":
-            answer = server.ask("DELETE", f"/invites/{chosen.id.replace('/', '')}")
+            answer = server.ask("DELETE", f"/invites/{urllib.parse.quote(chosen.id, safe='')}")
             return answer, "the code is refused from now on"
     answer = server.ask("GET", "/invites")
     rows = (
@@ -209,7 +210,7 @@ def _invites(server: Server, chosen: argparse.Namespace, _: tokens.Secret) -> tu
 def _id(given: str, secret: tokens.Secret) -> str:
     """Return a token's id; of the token itself, where that was given: it may be all that one has of a leak."""
     if given.count(".") != 2:
-        return given.replace("/", "")
+        return urllib.parse.quote(given, safe="")
     try:
         return str(tokens.verify(secret, given.removeprefix("Bearer ").strip(), late=True)["jti"])
     except tokens.TokenRefused as refused:

@@ -171,24 +171,20 @@ class Store:
 
     # --- away
 
-    def guard(self) -> None:
-        """Let pass, unless the store is away and no answer should be given without it.
-
-        Raises:
-            Trouble: with the sentence and the seconds for a 503.
-        """
-        if self.away and not self.serves_on:
-            raise self._trouble()
-
     async def watch(self) -> None:
         """Look, as long as this runs, whether the store is there and remembers; when it is back, call `on_return`."""
         while True:
             await asyncio.sleep(LOOK)
-            with contextlib.suppress(Trouble):
+            try:
                 if self._redis:
                     await self._look()
                 if self._unwritable:
                     await self._try_to_write()
+            except Trouble:
+                pass
+            except Exception:
+                # nobody else brings the store back: with this task, every request would be refused until a restart
+                log.exception("Looking after the state failed; the next look is in a second")
 
     async def _reached(self, ask: Callable[[], Awaitable[Result]], patience: float = PATIENCE) -> Result:
         """Await an answer of the store. Raises: Trouble, within bounded time."""
@@ -261,7 +257,7 @@ class Store:
             # another replica may know of revocations that we do not
             await asyncio.sleep(SETTLE)
         away = time.monotonic() - self._since
-        self.away, self._lost, self._unwritable = False, False, ""
+        self.away, self._lost, self._since, self._unwritable = False, False, 0.0, ""
         self.say(f"Redis at {self._where} answers again after {away:.0f} s")
         if lost:
             self.say(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import httpx2
 import pytest
@@ -15,6 +17,7 @@ from fastmcp import Client
 
 from slipway import commandline, operator, tokens
 from tests.conftest import Stack, clean_environment, wait_until
+from tests.test_ledger import SECRET
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +108,13 @@ def test_an_expired_token_that_is_extended_works_again(shared_stack: Stack) -> N
     assert status(shared_stack, minted["token"]) == 401
     refused = ask(shared_stack, "POST", f"/tokens/{minted['jti']}/extend", {"ttl": "5m"})
     assert (refused.status_code, "cannot be taken back" in refused.text) == (400, True)
+
+
+def test_a_token_that_a_cutoff_refuses_is_not_extended(shared_stack: Stack) -> None:
+    minted = mint(shared_stack, subject="cut-off")
+    ask(shared_stack, "POST", "/tokens/revoke", {"subject": "cut-off"})
+    refused = ask(shared_stack, "POST", f"/tokens/{minted['jti']}/extend", {"ttl": "5m"})
+    assert (refused.status_code, "with all of cut-off; that cannot be taken back" in refused.text) == (400, True)
 
 
 # --- for whom it does not exist
@@ -214,6 +224,26 @@ def test_a_name_that_a_program_gave_itself_commands_no_terminal() -> None:
     table = commandline.table(heads, [operator._row(record | {"state": "good"})])
     assert "ana (]0;owned app)" in table
     assert all(char.isprintable() or char == "\n" for char in table)
+
+
+@pytest.mark.parametrize("given", ["ACDE 3479", "ACDE\u20113479", "a/b", "?x#y"])
+def test_what_is_typed_for_an_id_is_one_part_of_the_path(given: str) -> None:
+    paths: list[str] = []
+
+    class Server(operator.Server):
+        def __init__(self) -> None:
+            pass
+
+        def ask(self, method: str, path: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
+            paths.append(path)
+            return {}
+
+    operator._invites(Server(), argparse.Namespace(verb="revoke", id=given), SECRET)
+    operator._tokens(Server(), argparse.Namespace(verb="show", id=given), SECRET)
+    for path in paths:
+        assert path.isascii() and path.isprintable()
+        assert urlsplit(f"http://127.0.0.1{path}").path == path
+        assert unquote(path.rsplit("/", 1)[1]) == given
 
 
 def test_no_log_holds_what_was_minted(shared_stack: Stack) -> None:

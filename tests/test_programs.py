@@ -15,6 +15,7 @@ from mcp.shared.auth import InvalidRedirectUriError, OAuthClientInformationFull
 from pydantic import AnyUrl
 
 from slipway.identity import programs as room
+from slipway.identity import redirects
 from slipway.identity.grants import Grants, digest
 from slipway.identity.ledger import Ledger
 from slipway.identity.programs import Programs
@@ -223,3 +224,15 @@ async def test_documents_are_offered_only_where_they_can_be_fetched() -> None:
         assert await room.reaches("127.0.0.1", port)
     assert not await room.reaches("127.0.0.1", port)
     assert not await room.reaches("no-such-host.invalid", 443)
+
+
+@pytest.mark.parametrize(
+    "host", ["a.example;script-src", "a.example,b", "a'b.example", "a(b).example", "*.example", ""]
+)
+def test_a_host_that_would_change_the_consent_pages_policy_is_refused(host: str) -> None:
+    assert "host" in redirects.why_not(f"https://{host}/cb")
+
+
+def test_hosts_as_they_are_pass() -> None:
+    for host in ("a.example", "A.example:8443", "xn--bcher-kva.example", "my_app.example", "[2001:db8::1]:8443"):
+        assert redirects.why_not(f"https://{host}/cb") == ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import OutOfMemoryError
 
 from slipway import store, tokens
 from slipway.files import Damaged, Files
@@ -275,6 +276,8 @@ class Away:
     def __init__(self) -> None:
         self.kept: dict[tuple[str, str], dict[str, Any]] = {}
         self.hangs = False
+        self.full = False
+        self.asked: list[str] = []
 
     async def _answer(self) -> None:
         if self.hangs:
@@ -282,11 +285,15 @@ class Away:
 
     async def get(self, key: str, *, collection: str) -> dict[str, Any] | None:
         await self._answer()
+        self.asked.append(f"get {collection}")
         found = self.kept.get((collection, key))
         return dict(found) if found else None
 
     async def put(self, key: str, value: dict[str, Any], *, collection: str, ttl: float | None = None) -> None:
         await self._answer()
+        self.asked.append(f"put {collection}")
+        if self.full:
+            raise OutOfMemoryError("OOM command not allowed")
         self.kept[collection, key] = dict(value)
 
     async def delete(self, key: str, *, collection: str) -> bool:
@@ -345,8 +352,6 @@ async def test_while_the_store_is_away_one_request_waits_and_the_others_do_not(q
     begun = time.monotonic()
     for _ in range(1000):
         with pytest.raises(Trouble):
-            kept.guard()
-        with pytest.raises(Trouble):
             await ledger.refusal(one)
     assert time.monotonic() - begun < 1000 * 0.05 / 2, "each request waited for the store anew"
     for _ in range(3):
@@ -370,7 +375,6 @@ async def test_who_serves_on_goes_by_what_it_knows_and_gives_no_more_out(quick: 
     values.hangs = True
     assert await ledger.refusal(good) == ""
     assert await ledger.refusal(revoked)
-    kept.guard()
     await ledger.seen(pasted)
     with pytest.raises(Trouble):
         await ledger.add(claims(), via="minted")
@@ -448,3 +452,127 @@ async def test_without_redis_a_process_counts_tries_for_itself() -> None:
     alone = Throttle("invite", per_address=2, overall=9, redis_url=f"redis://127.0.0.1:{nobody}/0")
     assert [await alone.admits("203.0.113.1") for _ in range(3)] == [True, True, False]
     assert await alone.admits("203.0.113.2")
+
+
+async def test_a_read_that_began_before_a_revocation_does_not_undo_it() -> None:
+    values = Away()
+    _, ledger, _ = replica(values, Client(values))
+    one = claims()
+    await ledger.add(one, via="minted")
+    read, go = asyncio.Event(), asyncio.Event()
+    get = values.get
+
+    async def slow(key: str, *, collection: str) -> dict[str, Any] | None:
+        found = await get(key, collection=collection)
+        if key == one["jti"]:
+            read.set()
+            await go.wait()
+        return found
+
+    values.get = slow  # type: ignore[method-assign]
+    asking = asyncio.ensure_future(ledger.refusal(one))
+    await read.wait()
+    values.get = get  # type: ignore[method-assign]
+    values.full = True
+    with pytest.raises(Trouble, match="from now on"):
+        await ledger.revoke(one["jti"])
+    go.set()
+    assert await asking, "it was answered by what Redis said before"
+    assert await ledger.refusal(one)
+
+
+async def test_what_is_revoked_already_is_not_written_again() -> None:
+    values = Away()
+    _, ledger, _ = replica(values, Client(values))
+    one = claims()
+    values.full = True
+    with pytest.raises(Trouble):
+        await ledger.revoke(one["jti"])
+    values.full = False
+    await ledger.revoke(one["jti"])
+    assert values.kept["tokens", one["jti"]]["revoked_at"], "the order to revoke once more must reach Redis"
+    values.asked.clear()
+    assert await ledger.revoke(one["jti"])
+    assert values.asked == ["get tokens"]
+
+
+async def test_the_end_of_many_is_one_step_that_waits_for_no_count() -> None:
+    values = Away()
+    _, ledger, _ = replica(values, Client(values))
+    many = [claims(f"seat-{n}") for n in range(20)]
+    for each in many:
+        await ledger.add(each, via="join")
+    values.asked.clear()
+    await ledger.stop(*(each["sub"] for each in many))
+    assert values.asked == ["get cutoffs", "put cutoffs"]
+    assert all([await ledger.refusal(each) for each in many])
+    values.asked.clear()
+    assert await ledger.revoke_before_now() == 0
+    assert values.asked.index("put cutoffs") == 1
+    assert len(values.asked) < 30
+
+
+async def test_a_cutoff_never_becomes_an_earlier_one() -> None:
+    values = Away()
+    _, ledger, _ = replica(values, Client(values))
+    ahead = time.time() + 5  # of a replica whose clock is fast
+    values.kept["cutoffs", "index"] = {"ana": ahead}
+    await ledger.stop("ana")
+    assert values.kept["cutoffs", "index"]["ana"] == ahead
+
+
+@pytest.mark.parametrize("what", ["record", "cutoffs"])
+async def test_what_is_damaged_over_redis_counts_as_revoked(what: str) -> None:
+    values = Away()
+    _, ledger, _ = replica(values, Client(values))
+    one = claims(iat=int(time.time()) - 5)
+    await ledger.add(one, via="pasted")
+    if what == "record":
+        values.kept["tokens", one["jti"]] = {"who": "knows"}
+    else:
+        values.kept["cutoffs", "index"] = {"ana": "yesterday"}
+    assert "revoked by the operator" in await ledger.refusal(one)
+    later = claims()
+    await ledger.add(later, via="minted")
+    for _ in range(2):  # mended by the next list of cutoffs that is written
+        assert await ledger.refusal(later) == ""
+        assert await ledger.revoke_before_now("bo") == 0
+        assert "revoked by the operator" in await ledger.refusal(one)
+
+
+async def test_whatever_goes_wrong_in_a_look_the_store_is_looked_after(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "LOOK", 0.01)
+    values = Away()
+    kept, _, _ = replica(values, Client(values))
+    back, broken = asyncio.Event(), [ValueError("a value that nobody expected")]
+
+    async def returned(_: bool) -> None:
+        if broken:
+            raise broken.pop()
+        back.set()
+
+    kept.on_return.append(returned)
+    kept.away = True
+    watching = asyncio.ensure_future(kept.watch())
+    try:
+        await asyncio.wait_for(back.wait(), 5)
+    finally:
+        watching.cancel()
+
+
+async def test_an_outage_is_as_long_as_it_was_and_not_as_the_one_before(quick: None) -> None:
+    values = Away()
+    client = Client(values)
+    kept, _, said = replica(values, client)
+    await kept._look()
+    values.hangs = True
+    await kept._look()
+    kept._since -= 1000  # it was that long ago
+    values.hangs = False
+    await kept._look()
+    client.mark = ""  # it forgets, and is there all the time
+    await kept._look()
+    told = [line for line in said if "answers again after" in line]
+    assert [line.split("after ")[1] for line in told] == ["1000 s", "0 s"]

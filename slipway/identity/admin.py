@@ -16,7 +16,8 @@ from slipway import knocks, tokens
 from slipway.errors import Problem
 from slipway.guards import from_this_machine
 from slipway.identity.invites import Invites
-from slipway.identity.ledger import EVERYBODY, Ledger, Record
+from slipway.identity.ledger import Ledger
+from slipway.identity.records import EVERYBODY, Record
 
 MAX_BODY = 100_000  # bytes
 
@@ -96,8 +97,8 @@ class Admin:
         record = await self._ledger.get(jti)
         if not record:
             return _unknown(jti)
-        if record.revoked_at:
-            raise Problem(f"{jti} is revoked; that cannot be taken back.", "Mint another: ./scripts/tokens mint", 2)
+        if (state := await self._ledger.state(record)) not in ("good", "expired"):
+            raise Problem(f"{jti} is {state}; that cannot be taken back.", "Mint another: ./scripts/tokens mint", 2)
         record = await self._ledger.extend(jti, int(time.time()) + ttl)
         return private(await self._told(record)) if record else _unknown(jti)
 

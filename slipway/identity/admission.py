@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from slipway.identity import names
 from slipway.identity.invites import Invite, InviteRefused, Invites, TooManyTries
 from slipway.identity.names import Names
+from slipway.store import Trouble
 
 
 class NotAdmitted(Exception):
@@ -34,6 +36,7 @@ class Admitted:
     scope: str
     life: int  # seconds that their tokens may live
     invite: Invite
+    at: float  # when they came, in seconds since the epoch
     again: bool = False  # the code was not used up by it
 
 
@@ -69,16 +72,17 @@ class Admission:
             raise NotAdmitted(str(many), 429, "invite code refused: too many tries", many.seconds) from None
         except InviteRefused as refused:
             raise NotAdmitted(str(refused), reason="invite code refused") from None
-        admitted = Admitted(name, invite.scope, invite.token_ttl, invite, again=invite.id == known)
+        came = time.time()
+        admitted = Admitted(name, invite.scope, invite.token_ttl, invite, came, again=invite.id == known)
         try:
             # only who has a good code learns which names there are
             if invite.lab:
                 subject, life = await self._seating(invite, name, browser)
-                return Admitted(subject, invite.scope, life, invite)
+                return Admitted(subject, invite.scope, life, invite, came)
             if not await self._names.take(name, invite.token_ttl, browser=browser, invite=invite.id):
                 raise NotAdmitted(names.TAKEN)
-        except NotAdmitted:
-            await self._invites.give_back(invite)
+        except (NotAdmitted, Trouble):
+            await self.give_back(admitted)
             raise
         return admitted
 

@@ -76,7 +76,9 @@ class Consent:
         if not scope:
             await self._admission.give_back(admitted)
             return self._back(begun, error="invalid_scope", error_description="The invite opens none of these tools")
-        code = await self._oauth.begin_grant(begun, subject=admitted.subject, scope=scope, life=admitted.life)
+        code = await self._oauth.begin_grant(
+            begun, subject=admitted.subject, scope=scope, life=admitted.life, since=admitted.at
+        )
         return self._back(begun, code=code)
 
     def _back(self, begun: dict[str, Any], **told: str) -> Response:

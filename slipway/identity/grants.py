@@ -5,6 +5,7 @@ Of codes and tokens only digests are kept; of a client that asked for a secret, 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import secrets
@@ -37,7 +38,7 @@ class Grant:
         id: of the family.
         ends_at: seconds since the epoch; no refresh goes beyond.
         refresh: digest of the one refresh token that is good.
-        jtis: of the access tokens so far.
+        jtis: of the access tokens so far, and until when each is good.
     """
 
     id: str
@@ -48,7 +49,7 @@ class Grant:
     ends_at: float
     client_name: str = ""
     refresh: str = ""
-    jtis: list[str] = field(default_factory=list)
+    jtis: dict[str, int] = field(default_factory=dict)
     ended: bool = False
 
 
@@ -86,7 +87,11 @@ class Grants:
     async def grant(self, id: str) -> Grant | None:
         """Return a grant."""
         found = await self.find("grants", id)
-        return Grant(**found) if found else None
+        if found is None:
+            return None
+        if isinstance(found["jtis"], list):  # as a version before this one kept them
+            found["jtis"] = dict.fromkeys(found["jtis"], 0)
+        return Grant(**found)
 
     async def good(self, grant: Grant) -> bool:
         """Tell whether the grant may go on: not ended, not over, and none of its tokens nor its subject revoked."""
@@ -95,7 +100,7 @@ class Grants:
         claims = {"jti": grant.id, "sub": grant.subject, "iat": grant.started_at}
         if await self._ledger.refusal(claims):
             return False
-        records = [await self._ledger.get(jti) for jti in grant.jtis]
+        records = await asyncio.gather(*(self._ledger.get(jti) for jti in grant.jtis))
         return not any(record and record.revoked_at for record in records)
 
     async def end(self, id: str) -> None:
@@ -104,7 +109,8 @@ class Grants:
             grant = await self.grant(id)
             if grant is None:
                 return
-            grant.ended = True
-            await self.save(grant)
+            if not grant.ended:
+                grant.ended = True
+                await self.save(grant)
         for jti in grant.jtis:
             await self._ledger.revoke(jti)

@@ -131,6 +131,8 @@ class Invites:
         Raises:
             InviteRefused: it is not good; TooManyTries: whether it is, is not told.
         """
+        if seconds := await self._wrong.wait(address):
+            raise TooManyTries(seconds)  # who floods does not stand in the line of all
         # one at a time: many guesses at once must not all be heard before the first is counted
         async with self._store.lock(COLLECTION):
             if seconds := await self._wrong.wait(address):

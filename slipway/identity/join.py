@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from html import escape
 from typing import Any
@@ -29,6 +31,8 @@ FIRST = "claude-code"  # the client whose configuration is open
 WATCH = 4 * 3600.0  # seconds that a page may wait for what comes
 RETRY = 15000  # milliseconds; each try is a request of the tunnel's quota
 LOOK = 0.3  # seconds
+PAGES = 5  # of one token that may wait at once: each holds one of the requests that all may have open
+MANY = f"This page is open {PAGES} times already. Close the others, then load it again."
 
 
 class Join:
@@ -51,6 +55,7 @@ class Join:
         self._secret = secret
         self._checkpoints = checkpoints
         self._lan = lan
+        self._waiting: Counter[str] = Counter()  # pages by the token that they wait for
         self._form_page = pages.template("join.html")
         self._done_page = pages.template("joined.html")
         self._script = pages.text("joined.js")
@@ -61,7 +66,7 @@ class Join:
 
     async def _show(self, request: Request) -> Response:
         if watched := request.query_params.get("watch", "")[:100]:
-            return await self._watch(watched)
+            return await self._watch(request, watched)
         browser = self._pages.browser(request)
         answer = self._form(request, browser, code=request.query_params.get("code", ""))
         return self._pages.remember(request, answer, browser)
@@ -73,7 +78,7 @@ class Join:
         page = self._form_page.substitute(
             title=pages.TITLE, style=pages.STYLE, problem=pages.problem(told),
             csrf=self._pages.csrf(browser, PURPOSE), code=pages.safe(code, 64), name=pages.safe(name, 64),
-            address=pages.safe(address), qr=segno.make(address, error="m").svg_data_uri(scale=4, border=2),
+            address=pages.safe(address), qr=_qr(address),
         )  # fmt: skip
         return self._pages.answer(page, status if told else 200)
 
@@ -95,7 +100,9 @@ class Join:
         minted = tokens.mint(
             self._secret, subject=admitted.subject, scope=admitted.scope, ttl=admitted.life, client_id="join"
         )
-        await self._ledger.add(minted.claims, via="join", purpose=admitted.invite.name, token=minted.token)
+        await self._ledger.add(
+            minted.claims, via="join", purpose=admitted.invite.name, token=minted.token, since=admitted.at
+        )
         watch = fresh()
         await self._grants.keep("watches", digest(watch), {"jti": minted.claims["jti"]}, WATCH)
         return self._done(request, minted, watch, written(code))
@@ -115,22 +122,37 @@ class Join:
         )  # fmt: skip
         return self._pages.answer(page, form_action="'none'", script=self._script)
 
-    async def _watch(self, watch: str) -> Response:
+    async def _watch(self, request: Request, watch: str) -> Response:
         """Stream until the token's first call came."""
         known = await self._grants.find("watches", digest(watch))
         if not known:
             return self._pages.sorry("Nothing is waited for here.", 404)
-        return events.answer(self._events(known["jti"]))
+        if self._waiting[known["jti"]] >= PAGES:
+            pages.note(request, "join page refused: it is open too often")
+            return self._pages.sorry(MANY, 429)
+        return events.answer(self._counted(known["jti"]))
 
-    async def _events(self, jti: str) -> AsyncIterator[str]:
+    async def _counted(self, jti: str) -> AsyncIterator[str]:
         # who is cut off must not come back at once, thirty at a time
         yield f"retry: {RETRY}\n: waiting\n\n"
+        if self._waiting[jti] >= PAGES:
+            return  # several came in the same moment
+        self._waiting[jti] += 1
+        try:
+            async for each in self._events(jti):
+                yield each
+        finally:
+            self._waiting[jti] -= 1
+            if not self._waiting[jti]:
+                del self._waiting[jti]
+
+    async def _events(self, jti: str) -> AsyncIterator[str]:
         begun = beat = time.monotonic()
         shown: dict[str, Any] = {}
         waiting = True
         while time.monotonic() - begun < WATCH:
             record = await self._ledger.get(jti)
-            if record is None or record.revoked_at or record.ends_at() < time.time():
+            if record is None or await self._ledger.state(record) != "good":
                 yield events.event("over", {})
                 return
             # before "connected": a page that has none of them waits for nothing after it
@@ -147,6 +169,12 @@ class Join:
                 yield ": still waiting\n\n"
             await asyncio.sleep(LOOK)  # over replicas the ledger has no event to wait for
         yield events.event("over", {})
+
+
+@functools.lru_cache(64)
+def _qr(address: str) -> str:
+    """Return an address as a picture. To draw it takes as long as a call, and anybody may open the page."""
+    return str(segno.make(address, error="m").svg_data_uri(scale=4, border=2))
 
 
 def _certificate(lan: Lan | None) -> str:

@@ -5,48 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from slipway import tokens
+from slipway.identity import records
+from slipway.identity.records import EVERYBODY, KEPT, PASTED, Record
 from slipway.store import Store, Trouble
 
 TOKENS, CUTOFFS, INDEX = "tokens", "cutoffs", "index"
-PASTED = "pasted"
 BATCH = 16  # first uses that are written under one lock
-EVERYBODY = "*"  # the cutoff of all subjects; no subject is called so, since it must not start a cutoff of its own
-KEPT = 30 * 86400  # seconds that a record outlives its token, so that `list` can still explain a refusal
 MAX_RECORDS = 20_000  # oldest go first; a token that is forgotten is judged by its signature and the cutoffs alone
-
-
-@dataclass
-class Record:
-    """One token.
-
-    Attributes:
-        via: the door through which it came: minted, oauth, join, or pasted (made without the server).
-        issued_at, expires_at, revoked_at, extended_to: seconds since the epoch; 0 means never.
-        mark: what the edge's log holds of its text (tokens.mark).
-        first_used_at: when its first call came, in seconds since the epoch; 0 means: not yet.
-        added_at: when we gave it out, more exact than the whole seconds of `issued_at`; 0 for a pasted one.
-    """
-
-    jti: str
-    subject: str
-    scope: str
-    issued_at: int
-    expires_at: int
-    via: str = PASTED
-    purpose: str = ""
-    revoked_at: float = 0.0
-    extended_to: int = 0
-    added_at: float = 0.0
-    first_used_at: float = 0.0
-    mark: str = ""
-
-    def ends_at(self) -> int:
-        """Return when it stops to be accepted, in seconds since the epoch."""
-        return max(self.expires_at, self.extended_to)
 
 
 class Ledger:
@@ -66,21 +35,15 @@ class Ledger:
         self._cutoffs: dict[str, float] = {}
         self._unsaved: set[str] = set()  # of tokens, what the store could not take
         self._unsaved_cutoffs = False
+        self._damaged_at = 0.0  # when the cutoffs of the store could not be read
         self._noting: dict[str, Record] = {}  # whose first use is about to be written
         self._noter: asyncio.Future[None] | None = None
         store.on_return.append(self._write_back)
 
     async def load(self) -> None:
         """Read what an earlier process left. What is damaged counts as revoked: nobody can tell that it was not."""
-        for record in await self._all_kept():
-            self._remember(record)
-        listed = await self._store.get(INDEX, collection=CUTOFFS, instead=_DAMAGED)
-        try:
-            self._merge(listed or {})
-        except (TypeError, ValueError):
-            # whose tokens were revoked is not known any more, so all that were given out until now are
-            self._merge({EVERYBODY: time.time()})
-            self._unsaved_cutoffs = True
+        await self._all_kept()
+        self._merge(await self._store.get(INDEX, collection=CUTOFFS, instead=records.DAMAGED) or {})
         if not self._shared:
             self._index = {jti: [one.ends_at(), one.revoked_at] for jti, one in self._records.items()}
         if self._unsaved or self._unsaved_cutoffs:
@@ -96,25 +59,33 @@ class Ledger:
         for jti in dict.fromkeys([*index, *(await self._store.keys(TOKENS) or [])]):
             if jti == INDEX:
                 continue
-            kept = await self._store.get(jti, collection=TOKENS, instead=_DAMAGED)
-            record = _parsed(jti, kept) if kept is not None else None
-            # with files nothing takes a record away and leaves it in the index
-            if (kept is not None and record is None) or (
-                kept is None and not self._shared and index.get(jti, [0.0, 0.0])[1]
-            ):
-                record = self._stopped(jti, "its record is damaged")
-                self._unsaved.add(jti)
-            if record:
-                found.append(record)
+            kept = await self._store.get(jti, collection=TOKENS, instead=records.DAMAGED)
+            if kept is None and not self._shared and index.get(jti, [0.0, 0.0])[1]:
+                kept = records.DAMAGED  # with files nothing takes a record away and leaves it in the index
+            if kept is not None:
+                found.append(self._take(jti, kept))
         return found
 
-    async def add(self, claims: dict[str, Any], *, via: str, purpose: str = "", token: str = "") -> Record:
+    def _take(self, jti: str, kept: dict[str, Any]) -> Record:
+        """Know what the store has of a token."""
+        record = records.parsed(jti, kept)
+        if record is None:
+            record = records.stopped(jti, "its record is damaged")
+            self._unsaved.add(jti)
+        self._remember(record)
+        return record
+
+    async def add(
+        self, claims: dict[str, Any], *, via: str, purpose: str = "", token: str = "", since: float = 0.0
+    ) -> Record:
         """Note a token that was given out; of its text only the mark is kept.
 
+        Args:
+            since: when it was decided to give it out; a cutoff that came meanwhile holds for it.
         Returns: its record, the one that there is already if there is one.
         """
-        record = _record(claims, via=via, purpose=purpose, mark=tokens.mark(token) if token else "")
-        record.added_at = 0.0 if via == PASTED else time.time()
+        record = records.of(claims, via=via, purpose=purpose, mark=tokens.mark(token) if token else "")
+        record.added_at = 0.0 if via == PASTED else since or time.time()
         async with self._store.lock(TOKENS):
             if known := await self.get(record.jti):
                 return known
@@ -136,7 +107,7 @@ class Ledger:
             record = self._records.get(jti)
         if record and record.first_used_at:
             return
-        record = record or _record(claims, via=PASTED)
+        record = record or records.of(claims, via=PASTED)
         record.first_used_at = time.time()
         self._remember(record)
         self._noting[jti] = record
@@ -168,16 +139,7 @@ class Ledger:
 
     async def refusal(self, claims: dict[str, Any]) -> str:
         """Return why a token of good signature must not pass, or ""."""
-        record = await self.get(claims["jti"])
-        if record and record.revoked_at:
-            return f"revoked by the operator {_ago(record.revoked_at)}"
-        cutoffs = await self._get_cutoffs()
-        for name, whose in ((claims["sub"], claims["sub"]), (EVERYBODY, "everybody")):
-            when = cutoffs.get(name, 0.0)
-            # iat has whole seconds: a pasted token of the very second of the cutoff counts as older
-            if (record.added_at if record and record.added_at else claims["iat"]) <= when:
-                return f"revoked by the operator {_ago(when)}, with all of {whose}"
-        return ""
+        return records.why(await self.get(claims["jti"]), claims["sub"], claims["iat"], await self._get_cutoffs())
 
     async def extended_to(self, jti: str) -> int:
         """Return until when, in seconds since the epoch, an expired token is accepted nevertheless; 0 for others."""
@@ -190,23 +152,24 @@ class Ledger:
         Raises:
             Trouble: a shared store is away, and we are not to serve on with what we know.
         """
-        known = self._records.get(jti)
         if not self._shared:
-            return known
+            return self._records.get(jti)
         try:
-            found = await self._store.get(jti, collection=TOKENS)
+            found = await self._store.get(jti, collection=TOKENS, instead=records.DAMAGED)
         except Trouble:
             if self._store.serves_on:
-                return known
+                return self._records.get(jti)
             raise
-        record = _parsed(jti, found) if found else None
-        if known and known.revoked_at and not (record and record.revoked_at):
-            return known
-        if record:
-            self._remember(record)
-        return record
+        if found is not None:
+            return self._take(jti, found)
+        # asked only now: it may have been revoked while the store answered
+        known = self._records.get(jti)
+        return known if known and known.revoked_at else None
 
     def _remember(self, record: Record) -> None:
+        """Know a record. Revoked is final, also where what the store said of it is older."""
+        if known := self._records.get(record.jti):
+            record.revoked_at = record.revoked_at or known.revoked_at
         self._records[record.jti] = record
         if self._shared and len(self._records) > 2 * MAX_RECORDS:
             # what others gave out comes in by being asked for, and nothing else lets it go
@@ -234,50 +197,56 @@ class Ledger:
             Trouble: it could not be written. This process refuses the token all the same, and writes that later.
         """
         try:
+            known = await self.get(jti)
+            if known and known.revoked_at and jti not in self._unsaved:
+                # whoever shows an old refresh token again and again must not have a hundred files written each time
+                return known
             async with self._store.lock(TOKENS):
                 known = await self.get(jti)
-                # a leaked token that was never used here is stopped all the same, for as long as any token can live
-                record = known or self._stopped(jti)
-                record.revoked_at = record.revoked_at or time.time()
-                self._remember(record)
-                await self._write(record)
+                await self._write(self._stop(jti, known))
+                self._unsaved.discard(jti)
         except Trouble as trouble:
-            record = self._records.get(jti) or self._stopped(jti)
-            record.revoked_at = record.revoked_at or time.time()
-            self._remember(record)
+            self._stop(jti, self._records.get(jti))
             self._unsaved.add(jti)
             raise _only_here(trouble, jti) from None
         return known
 
-    @staticmethod
-    def _stopped(jti: str, purpose: str = "") -> Record:
-        now = time.time()
-        return Record(jti, "", "", 0, int(now) + KEPT + tokens.MAX_TTL, purpose=purpose, revoked_at=now)
+    def _stop(self, jti: str, known: Record | None) -> Record:
+        # a leaked token that was never used here is stopped all the same, for as long as any token can live
+        record = known or records.stopped(jti)
+        record.revoked_at = record.revoked_at or time.time()
+        self._remember(record)
+        return record
 
-    async def revoke_before_now(self, subject: str = EVERYBODY) -> int:
-        """Stop every token of a subject, or of everybody, that was issued until now.
+    async def stop(self, *subjects: str) -> dict[str, float]:
+        """Stop every token of these subjects, or of EVERYBODY, that was issued until now.
 
-        Returns: how many of the known ones were still good.
+        Returns: the cutoffs before.
         Raises:
             Trouble: it could not be written. This process refuses them all the same, and writes that later.
         """
         try:
-            good = [
-                record
-                for record in await self.all()
-                if await self._good(record) and subject in (record.subject, EVERYBODY)
-            ]
             async with self._store.lock(TOKENS):
-                now = dict(await self._get_cutoffs()) | {subject: time.time()}
-                self._cutoffs = now
-                await self._store.put(INDEX, now, collection=CUTOFFS)
+                before = dict(await self._get_cutoffs())
+                # nothing that can wait stands before this, and no cutoff becomes an earlier one: clocks differ
+                self._merge(dict.fromkeys(subjects, time.time()))
+                await self._store.put(INDEX, self._cutoffs, collection=CUTOFFS)
         except Trouble as trouble:
-            self._cutoffs = self._cutoffs | {subject: time.time()}
+            self._merge(dict.fromkeys(subjects, time.time()))
             self._unsaved_cutoffs = True
-            raise _only_here(
-                trouble, "every token of " + ("everybody" if subject == EVERYBODY else subject)
-            ) from None
-        return len(good)
+            whose = ", ".join("everybody" if one == EVERYBODY else one for one in subjects)
+            raise _only_here(trouble, f"every token of {whose}") from None
+        return before
+
+    async def revoke_before_now(self, subject: str = EVERYBODY) -> int:
+        """Do as `stop` does. Returns: how many of the known tokens were still good."""
+        before = await self.stop(subject)
+        try:
+            known = await self.all()
+        except Trouble:  # they are stopped; only how many is not known for certain
+            known = list(self._records.values())
+        concerned = [record for record in known if subject in (record.subject, EVERYBODY)]
+        return len([record for record in concerned if records.state(record, before) == "good"])
 
     async def _write_back(self, lost: bool) -> None:
         """Write what the store could not take, or, if it lost its memory, all that we know to be revoked."""
@@ -286,9 +255,7 @@ class Ledger:
             async with self._store.lock(TOKENS):
                 known = self._records.get(jti)
                 record = await self.get(jti) if self._shared else known
-                if known and record:
-                    # somebody else may have written meanwhile: what is final, and what is later, stays
-                    record.revoked_at = record.revoked_at or known.revoked_at
+                if known and record:  # somebody else may have written meanwhile
                     record.first_used_at = record.first_used_at or known.first_used_at
                 if record := record or known:
                     await self._write(record)
@@ -310,16 +277,12 @@ class Ledger:
 
     async def state(self, record: Record) -> str:
         """Say "good", "expired" or why it is refused."""
-        claims = {"jti": record.jti, "sub": record.subject, "iat": record.issued_at}
-        return await self.refusal(claims) or ("good" if record.ends_at() > time.time() else "expired")
-
-    async def _good(self, record: Record) -> bool:
-        return await self.state(record) == "good"
+        return records.state(record, await self._get_cutoffs())
 
     async def _get_cutoffs(self) -> dict[str, float]:
         if self._shared:
             try:
-                found = await self._store.get(INDEX, collection=CUTOFFS) or {}
+                found = await self._store.get(INDEX, collection=CUTOFFS, instead=records.DAMAGED) or {}
             except Trouble:
                 if not self._store.serves_on:
                     raise
@@ -328,8 +291,14 @@ class Ledger:
         return self._cutoffs
 
     def _merge(self, cutoffs: dict[str, Any]) -> None:
-        for name, when in cutoffs.items():
-            self._cutoffs[name] = max(float(when), self._cutoffs.get(name, 0.0))
+        try:
+            read = {name: float(when) for name, when in cutoffs.items()}
+        except (TypeError, ValueError):
+            # whose tokens were revoked is not known any more, so all that were given out until now are
+            self._damaged_at = self._damaged_at or time.time()
+            read, self._unsaved_cutoffs = {EVERYBODY: self._damaged_at}, True
+        for name, when in read.items():
+            self._cutoffs[name] = max(when, self._cutoffs.get(name, 0.0))
 
     async def _get_index(self) -> dict[str, list[float]]:
         found = await self._store.get(INDEX, collection=TOKENS) or {}
@@ -340,8 +309,8 @@ class Ledger:
 
     async def _write(self, *records: Record) -> None:
         for record in records:
-            await self._store.put(record.jti, asdict(record), collection=TOKENS)
             self._remember(record)
+            await self._store.put(record.jti, asdict(record), collection=TOKENS)
         known = await self._get_index() if self._shared else self._index
         entries: dict[str, list[float]] = {one.jti: [one.ends_at(), one.revoked_at] for one in records}
         if all(known.get(jti) == entry for jti, entry in entries.items()):
@@ -357,25 +326,6 @@ class Ledger:
         if listed != self._listed:
             await self._store.put(INDEX, {"tokens": listed}, collection=TOKENS)
             self._listed = dict(listed) if self._store.lists else None
-
-
-_DAMAGED: dict[str, Any] = {"damaged": "yes"}  # what no record and no list of cutoffs looks like
-
-
-def _parsed(jti: str, kept: dict[str, Any]) -> Record | None:
-    """Return a record, or None where what was kept is none."""
-    try:
-        record = Record(**kept)
-        times = (record.issued_at, record.expires_at, record.revoked_at, record.extended_to)
-        times += (record.added_at, record.first_used_at)  # type: ignore[assignment]
-        return record if record.jti == jti and all(isinstance(when, int | float) for when in times) else None
-    except TypeError:
-        return None
-
-
-def _record(claims: dict[str, Any], *, via: str, purpose: str = "", mark: str = "") -> Record:
-    issued, ends = int(claims["iat"]), int(claims["exp"])
-    return Record(claims["jti"], claims["sub"], claims["scope"], issued, ends, via, purpose[:200], mark=mark)
 
 
 def _only_here(trouble: Trouble, what: str) -> Trouble:
@@ -394,7 +344,3 @@ def _over(index: dict[str, list[float]]) -> list[str]:
     spare = sorted((ends, jti) for jti, (ends, rev) in index.items() if ends < now or not rev) if most > 0 else []
     # some more than must go, so that not each new one has all of them sorted
     return list(dict.fromkeys([*old, *(jti for _, jti in spare[: most + MAX_RECORDS // 20])]))
-
-
-def _ago(when: float) -> str:
-    return f"{tokens.duration(max(0, int(time.time() - when)))} ago"

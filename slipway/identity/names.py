@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import unicodedata
 from collections.abc import Mapping
@@ -13,13 +14,18 @@ HINT = "Type a name of 1 to 64 letters and digits, in one script."
 TAKEN = "Somebody has this name already. Add a letter, or a word."
 RESERVED = frozenset({"slipway", "operator", "doctor", "self", "anonymous", "admin", "system", "root"})
 RELEASED = 31 * 86400  # seconds; until then the ledger may list tokens of who had it
+# what a screen shows nothing of, and is printable to Python: no name may differ from another by it alone.
+# Default_Ignorable_Code_Point (Unicode, DerivedCoreProperties.txt), and the empty Braille cell
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 # scripts whose letters look alike: a name that mixes them wants to look like another
 _ALIKE = ("LATIN", "CYRILLIC", "GREEK", "CHEROKEE", "ARMENIAN")
 
 
 def tidy(name: str) -> str:
-    """Return a name with single spaces, or "" where nobody can be called so."""
-    name = " ".join(name.split())
+    """Return a name with single spaces and nothing invisible, or "" where nobody can be called so."""
+    name = " ".join(_INVISIBLE.sub("", name).split())
     usable = 0 < len(name) <= 64 and name.isprintable() and any(char.isalnum() for char in name)
     return name if usable and _folded(name) not in RESERVED and len(_scripts(name)) < 2 else ""
 
@@ -35,7 +41,7 @@ def same(one: str, other: str) -> bool:
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).casefold()
+    return unicodedata.normalize("NFKC", _INVISIBLE.sub("", name)).casefold()
 
 
 class Names:

@@ -10,9 +10,6 @@ import time
 from typing import Any
 
 from fastmcp.server.auth import AccessToken, OAuthProvider
-from limits import RateLimitItemPerHour
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import MovingWindowRateLimiter
 from mcp.server.auth.provider import AuthorizationCode, AuthorizationParams, AuthorizeError, RefreshToken, TokenError
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import AnyUrl
@@ -26,8 +23,8 @@ from slipway.identity.programs import Programs
 from slipway.identity.verifier import SlipwayTokens
 
 ACCESS_LIFE = 3600  # seconds
-# a grant's refreshes an hour: fewer than the access tokens of its last hour that are remembered, to be ended with it
-REFRESHES = RateLimitItemPerHour(60)
+REMEMBERED = 100  # access tokens of a grant, the newest, to be ended with it
+UNEXPIRED = 60  # access tokens of a grant at most; so none that is still good is among those that are forgotten
 
 
 class SlipwayOAuth(OAuthProvider):
@@ -41,7 +38,6 @@ class SlipwayOAuth(OAuthProvider):
         self._ledger = verifier.ledger
         self._grants = grants
         self._programs = Programs(grants, " ".join(SCOPES))
-        self._refreshes = MovingWindowRateLimiter(MemoryStorage())
 
     def get_routes(self, mcp_path: str | None = None) -> list[Route]:
         """Return the routes of the authorization server."""
@@ -95,12 +91,20 @@ class SlipwayOAuth(OAuthProvider):
         )
         return f"{CONSENT}?transaction={transaction}"
 
-    async def begin_grant(self, transaction: dict[str, Any], *, subject: str, scope: str, life: int) -> str:
-        """Note that a person agreed. Returns: the authorization code."""
+    async def begin_grant(
+        self, transaction: dict[str, Any], *, subject: str, scope: str, life: int, since: float
+    ) -> str:
+        """Note that a person agreed.
+
+        Args:
+            since: when they were admitted; what is revoked from then on is revoked for them.
+        Returns: the authorization code.
+        """
         code, now = fresh(), time.time()
         grant = Grant(
-            fresh(), transaction["client_id"], subject, scope, now, now + life, client_name=transaction["client_name"]
-        )
+            fresh(), transaction["client_id"], subject, scope, since, now + life,
+            client_name=transaction["client_name"],
+        )  # fmt: skip
         await self._grants.save(grant)
         await self._programs.signed_in(grant.client_id, life)
         kept = {
@@ -142,22 +146,30 @@ class SlipwayOAuth(OAuthProvider):
         async with self._grants.lock():
             kept = await self._grants.take("codes", key)
             grant = await self._grants.grant(kept["grant"]) if kept else None
-            if grant and await self._grants.good(grant):
-                return await self._issue(grant)
+            issued = await self._issue(grant) if grant and await self._grants.good(grant) else None
+        if issued:
+            return issued
         if kept is None and (used := await self._grants.find("used", key)):
             # shown twice in the same moment
             await self._grants.end(used["grant"])
         raise TokenError("invalid_grant", "The code was used, or is too old")
 
-    async def _issue(self, grant: Grant) -> OAuthToken:
-        """Give a new access token and a new refresh token, in place of the one before. The caller holds the lock."""
+    async def _issue(self, grant: Grant) -> OAuthToken | None:
+        """Give a new access token and a new refresh token, in place of the one before. The caller holds the lock.
+
+        Returns: them, or None where the grant was revoked in this moment.
+        """
         life = max(1, min(ACCESS_LIFE, int(grant.ends_at - time.time())))
         # the client's own id may be a URL of any length; the ledger and the log name the client by the grant
         minted = tokens.mint(self._secret, subject=grant.subject, scope=grant.scope, ttl=life, client_id="oauth")
         await self._ledger.add(minted.claims, via="oauth", purpose=grant.client_name, token=minted.token)
+        if not await self._grants.good(grant):
+            # a revocation that came before the token was noted does not hold for it by itself
+            await self._ledger.revoke(minted.claims["jti"])
+            return None
         refresh = fresh()
         grant.refresh = digest(refresh)
-        grant.jtis = [*grant.jtis, minted.claims["jti"]][-100:]
+        grant.jtis = dict([*grant.jtis.items(), (minted.claims["jti"], minted.claims["exp"])][-REMEMBERED:])
         await self._grants.save(grant)
         await self._grants.keep("refresh", grant.refresh, {"grant": grant.id}, max(1.0, grant.ends_at - time.time()))
         return OAuthToken(
@@ -196,13 +208,15 @@ class SlipwayOAuth(OAuthProvider):
             # nothing is raised in here: the SDK's errors are frozen, and a context manager cannot pass them on
             kept = await self._grants.find("refresh", key)
             grant = await self._grants.grant(kept["grant"]) if kept else None
-            current, often = grant is not None and grant.refresh == key, False
+            current, often, issued = grant is not None and grant.refresh == key, False, None
             if grant and current and await self._grants.good(grant):
-                if await self._refreshes.hit(REFRESHES, grant.id):
+                often = sum(ends > time.time() for ends in grant.jtis.values()) >= UNEXPIRED
+                if not often:
                     if scopes and set(scopes) < set(grant.scope.split()):
                         grant.scope = " ".join(scopes)
-                    return await self._issue(grant)
-                often = True
+                    issued = await self._issue(grant)
+        if issued:
+            return issued
         if grant and not current:
             await self._grants.end(grant.id)
         if often:
@@ -211,10 +225,6 @@ class SlipwayOAuth(OAuthProvider):
 
     async def load_access_token(self, token: str) -> AccessToken | None:
         """Return the token's claims if it is good, by whichever door it came."""
-        return await self._verifier.verify_token(token)
-
-    async def verify_token(self, token: str) -> AccessToken | None:
-        """Return the caller's access token, or None after noting why it is refused."""
         return await self._verifier.verify_token(token)
 
     async def _revoke_of(self, token: str, client_id: str) -> None:

@@ -10,6 +10,8 @@ from pydantic import AnyUrl
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MAX_URIS, MAX_LENGTH = 10, 1000
+# it stands in the consent page's Content-Security-Policy, where ; and , begin something new
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]*:[0-9a-f:.]*")
 # schemes that a browser or a desktop acts on by itself, or that are no private use of one program
 _REFUSED = re.compile(
     r"(javascript|data|vbscript|file|filesystem|blob|about|view-source|ftp|ftps|sftp|tftp|ws|wss|mailto|tel|sms|intent|"
@@ -33,7 +35,7 @@ def why_not(uri: str) -> str:
     if parts.username is not None or parts.password is not None or "@" in parts.netloc:
         return "it has user information"
     if parts.scheme == "https":
-        return "" if host and "*" not in host else "it has no host"
+        return "" if _HOST.fullmatch(host or "") else "it has no host, or one that is none"
     if parts.scheme == "http":
         return "" if host in LOOPBACK else "plain http is for loopback alone"
     if not re.fullmatch(r"[a-z][a-z0-9+.-]{1,60}", parts.scheme) or _REFUSED.fullmatch(parts.scheme):

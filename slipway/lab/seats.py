@@ -241,18 +241,17 @@ class Labs:
             await self._write_invites(lab, [seat])
         return lab, who
 
-    async def _put_out(self, subject: str, *, gone: bool = True) -> None:
-        if subject:
-            await self._ledger.revoke_before_now(subject)
-        if subject and gone:
+    async def _put_out(self, *subjects: str, gone: bool = True) -> None:
+        if subjects := tuple(filter(None, subjects)):
+            await self._ledger.stop(*subjects)
+        for subject in subjects if gone else ():
             await self._names.release(subject)
 
     async def end(self) -> None:
         """Refuse every token of the lab and forget it."""
         async with self._store.lock(COLLECTION):
             lab = await self._lab()
-            for seat in lab.seats:
-                await self._put_out(seat.subject)
+            await self._put_out(*(seat.subject for seat in lab.seats))
             everybody = self._invites.id_of(self.code(lab))
             await self._invites.forget([*self._ids(lab, lab.seats), everybody])
             await self._store.delete(CURRENT, collection=COLLECTION)
