@@ -195,9 +195,7 @@ def _calls(config: settings.Settings, limits: Limits, metrics: Metrics, may_call
 async def _told(request: Request, error: Exception) -> Response:
     """Answer a request that the state's trouble ends; to people in a sentence, without the braces."""
     assert isinstance(error, store.Trouble)  # noqa: S101 it is registered for nothing else
-    knock = knocks.of(request.scope)
-    if knock:
-        knock.reason = error.cause
+    knocks.note(request.scope, error.cause)
     answer = error.answer()
     if "text/html" in request.headers.get("accept", ""):
         return PlainTextResponse(f"{error}\n", 503, headers={"retry-after": str(error.seconds)})

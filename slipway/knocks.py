@@ -91,6 +91,12 @@ def of(scope: Any) -> Knock | None:
     return found
 
 
+def note(scope: Any, reason: str, code: str = "") -> None:
+    """Put on a request's record why it was refused."""
+    if knock := of(scope):
+        knock.reason, knock.code = reason, code or knock.code
+
+
 class _PrivateFile(logging.handlers.RotatingFileHandler):
     """A rotated log of mode 600, the fresh file after a rotation too."""
 

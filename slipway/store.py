@@ -78,7 +78,6 @@ class Store:
 
     Attributes:
         shared: whether other processes write to it too.
-        lists: whether `keys` can tell what there is.
         away: whether a shared store does not answer. It is asked again every second, by `watch`.
         serves_on: whether to go on meanwhile with what this process knows.
         on_return: called with whether the store lost its memory, once it can be written again.
@@ -103,7 +102,6 @@ class Store:
         self._unwritable = ""
         self._known_damage: set[str] = set()
         self.shared = shared or redis is not None
-        self.lists = isinstance(values, Files)
         self.away = False
         self.serves_on = serves_on
         self.on_return: list[Callable[[bool], Awaitable[None]]] = []
@@ -137,12 +135,12 @@ class Store:
         """Delete a value. Returns: whether there was one; of two who delete, one is told so."""
         return await self._reached(lambda: self._values.delete(key, collection=collection))
 
-    async def keys(self, collection: str) -> list[str] | None:
-        """Return all keys of a collection, or None where the store cannot tell."""
+    async def keys(self, collection: str) -> list[str]:
+        """Return all keys of a collection, or [] where the store cannot tell."""
         if isinstance(self._values, Files):
             files = self._values
             return await self._reached(lambda: files.keys(collection))
-        return None
+        return []
 
     @contextlib.asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[None]:
@@ -306,15 +304,12 @@ def open_store(folder: Path, redis_url: str = "", *, serves_on: bool = False) ->
         from redis.asyncio import Redis
 
         where = urlsplit(redis_url)
-        connecting: list[Store] = []
-
-        async def connected(connection: Any) -> None:
-            await connecting[0].connected(connection)
-
-        client = Redis.from_pool(connections.pool(redis_url, decode_responses=True, redis_connect_func=connected))
+        pool = connections.pool(redis_url, decode_responses=True)
+        client = Redis.from_pool(pool)
         named = f"{where.hostname}:{where.port or 6379}"
-        connecting.append(Store(RedisStore(client=client), client, where=named, serves_on=serves_on))
-        return connecting[0]
+        found = Store(RedisStore(client=client), client, where=named, serves_on=serves_on)
+        pool.connection_kwargs["redis_connect_func"] = found.connected
+        return found
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return Store(Files(folder / "values"))
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from key_value.aio.stores.memory import MemoryStore
 
 from slipway import store, tokens
 from slipway.identity import invites as room
@@ -35,6 +36,15 @@ async def test_a_code_is_used_as_often_as_allowed_even_at_once(invites: Invites)
     tries = await asyncio.gather(*(invites.redeem(code, f"10.0.0.{n}") for n in range(8)), return_exceptions=True)
     assert sum(not isinstance(one, Exception) for one in tries) == 3
     assert all(isinstance(one, InviteRefused) for one in tries if isinstance(one, Exception))
+
+
+async def test_a_dead_invite_is_not_kept_for_good() -> None:
+    values = MemoryStore()
+    invites = Invites(store.Store(values, shared=True), SECRET)
+    _, invite = await invites.new(uses=1, ttl=60, scope="tool:*", token_ttl=60)
+    _, life = await values.ttl(invite.id, collection=room.COLLECTION)
+    assert life
+    assert room.KEPT < life <= room.KEPT + 60
 
 
 async def test_wrong_used_expired_and_revoked_are_told_alike(

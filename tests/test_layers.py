@@ -121,6 +121,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tokens",
     },
     "identity.consent": {
+        "knocks",
         "identity.admission",
         "identity.endpoints",
         "identity.grants",
@@ -129,6 +130,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "identity.pages",
     },
     "identity.join": {
+        "knocks",
         "events",
         "clients",
         "identity.admission",

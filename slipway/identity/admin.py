@@ -137,7 +137,7 @@ def guarded(secret: tokens.Secret, handler: Handler, audience: str = tokens.ADMI
                 raise tokens.TokenRefused("there is none")
             tokens.verify(secret, token, audience=audience)
         except tokens.TokenRefused as refused:
-            _note(request, f"admin token refused: {refused}", "admin_token")
+            knocks.note(request.scope, f"admin token refused: {refused}", "admin_token")
             return _answer(401, "The admin token is missing or not good.", "Use ./scripts/tokens on this machine")
         try:
             return await handler(request)
@@ -178,9 +178,3 @@ def _unknown(jti: str) -> Response:
     return _answer(
         404, f"There is no token {knocks.printable(jti, 40)}.", "./scripts/tokens list shows the known ones"
     )
-
-
-def _note(request: Request, reason: str, code: str) -> None:
-    knock = knocks.of(request.scope)
-    if knock:
-        knock.reason, knock.code = reason, code

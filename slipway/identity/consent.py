@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from slipway import knocks
 from slipway.identity import pages
 from slipway.identity.admission import Admission, NotAdmitted
 from slipway.identity.endpoints import CONSENT, address_of, base_of
@@ -52,7 +53,7 @@ class Consent:
         form = await self._pages.form(request)
         transaction, browser = form.get("transaction", "")[:100], self._pages.browser(request)
         if not self._pages.ours(request, form, transaction):
-            pages.note(request, "consent refused: not from our own page in the same browser")
+            knocks.note(request.scope, "consent refused: not from our own page in the same browser")
             return self._pages.sorry("This form is not from our page in this browser. Connect again.", 403)
         return await self._pages.once(request, form, lambda: self._take(request, form, transaction, browser))
 
@@ -97,19 +98,18 @@ class Consent:
             csrf=self._pages.csrf(browser, transaction),
         )  # fmt: skip
         # the browser also checks form-action against the redirect that follows the form
-        return self._pages.answer(page, status if told else 200, form_action=f"'self' {source}")
+        return pages.closed(page, status if told else 200, form_action=f"'self' {source}")
 
 
 def narrowed(invited: str, asked: list[str]) -> str:
     """Return the scope to give: what the invite opens, of it only what the program asked for, if it named any."""
-    named = [scope for scope in asked if scope.startswith(TOOL_PREFIX)]
-    if not named or f"{TOOL_PREFIX}*" in named:
+    if not asked or f"{TOOL_PREFIX}*" in asked:
         return invited
-    return " ".join(scope for scope in named if may_call(invited.split(), scope.removeprefix(TOOL_PREFIX)))
+    return " ".join(scope for scope in asked if may_call(invited.split(), scope.removeprefix(TOOL_PREFIX)))
 
 
 def _tools(asked: list[str]) -> str:
-    named = [scope.removeprefix(TOOL_PREFIX) for scope in asked if scope.startswith(TOOL_PREFIX)]
+    named = [scope.removeprefix(TOOL_PREFIX) for scope in asked]
     return "every tool that your invite opens" if not named or "*" in named else ", ".join(named)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -131,7 +131,7 @@ class Endpoints:
             # RFC 6749 §2.3.1: the header alone names the client; the SDK looks for it in the body
             try:
                 name = unquote(base64.b64decode(credentials).decode().partition(":")[0])
-            except (ValueError, binascii.Error):
+            except ValueError:
                 raise AuthenticationError("The Basic credentials cannot be read") from None
             request._form = FormData([*form.multi_items(), ("client_id", name)])
         endpoint = f"{base_of(request)}/oauth/token"
@@ -143,7 +143,8 @@ class Endpoints:
         resource = str((await request.form()).get("resource") or "")
         if resource and not is_ours(resource, base_of(request)):
             return _error("invalid_target", f"The resource here is {base_of(request)}{RESOURCE}")
-        answer: Response = await TokenHandler(self._provider, _Authenticator(self._client_of)).handle(request)  # type: ignore[arg-type]
+        asked: Any = SimpleNamespace(authenticate_request=self._client_of)
+        answer: Response = await TokenHandler(self._provider, asked).handle(request)
         return answer
 
     async def _revoke(self, request: Request) -> Response:
@@ -166,16 +167,9 @@ class Endpoints:
         answer = await AuthorizationHandler(self._provider).handle(request)
         where = answer.headers.get("location", "")
         # anybody may register any website: no link of ours leads there before a person agreed (RFC 9700 §4.11.2)
-        if urlsplit(where).scheme == "https" and not where.startswith(CONSENT):
+        if urlsplit(where).scheme == "https":
             return _error("invalid_request", "The program's request for a sign-in is faulty. Nothing was given to it")
         return answer
-
-
-class _Authenticator:
-    """What the SDK's token handler asks who its client is."""
-
-    def __init__(self, client_of: Callable[[Request], Awaitable[OAuthClientInformationFull]]) -> None:
-        self.authenticate_request = client_of
 
 
 def _here(handler: Handler) -> Handler:

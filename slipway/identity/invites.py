@@ -160,9 +160,9 @@ class Invites:
         """Return the invites, the newest first."""
         index = await self._store.get(INDEX, collection=COLLECTION) or {}
         # one that the index lost must still be there to be revoked
-        ids = dict.fromkeys([*index.get("ids", []), *(await self._store.keys(COLLECTION) or [])])
+        ids = dict.fromkeys([*index.get("ids", []), *(await self._store.keys(COLLECTION))])
         found = [await self._read(one) for one in ids if one != INDEX]
-        return [invite for invite in found if invite and invite.expires_at > time.time() - KEPT]
+        return [invite for invite in found if invite]
 
     async def revoke(self, beginning: str) -> bool:
         """Stop the invite whose id begins so, or whose code it is. Returns: whether there was one."""
@@ -186,7 +186,8 @@ class Invites:
             return None
 
     async def _write(self, invite: Invite) -> None:
-        await self._store.put(invite.id, asdict(invite), collection=COLLECTION)
+        life = max(1.0, invite.expires_at + KEPT - time.time())
+        await self._store.put(invite.id, asdict(invite), collection=COLLECTION, ttl=life)
 
 
 def _plain(code: str) -> str:

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from slipway import clients, events, tokens
+from slipway import clients, events, knocks, tokens
 from slipway.identity import pages
 from slipway.identity.admission import Admission, NotAdmitted
 from slipway.identity.endpoints import address_of, base_of
@@ -80,13 +80,13 @@ class Join:
             csrf=self._pages.csrf(browser, PURPOSE), code=pages.safe(code, 64), name=pages.safe(name, 64),
             address=pages.safe(address), qr=_qr(address),
         )  # fmt: skip
-        return self._pages.answer(page, status if told else 200)
+        return pages.closed(page, status if told else 200)
 
     async def _take(self, request: Request) -> Response:
         form = await self._pages.form(request)
         browser = self._pages.browser(request)
         if not self._pages.ours(request, form, PURPOSE):
-            pages.note(request, "join refused: not from our own page in the same browser")
+            knocks.note(request.scope, "join refused: not from our own page in the same browser")
             return self._pages.sorry("This form is not from our page in this browser. Open the page again.", 403)
         return await self._pages.once(request, form, lambda: self._let_in(request, form, browser))
 
@@ -120,7 +120,7 @@ class Join:
             life=tokens.duration(minted.claims["exp"] - int(time.time())),
             clients="\n".join(_client(row, endpoint) for row in rows), certificate=_certificate(here),
         )  # fmt: skip
-        return self._pages.answer(page, form_action="'none'", script=self._script)
+        return pages.closed(page, form_action="'none'", script=self._script)
 
     async def _watch(self, request: Request, watch: str) -> Response:
         """Stream until the token's first call came."""
@@ -128,7 +128,7 @@ class Join:
         if not known:
             return self._pages.sorry("Nothing is waited for here.", 404)
         if self._waiting[known["jti"]] >= PAGES:
-            pages.note(request, "join page refused: it is open too often")
+            knocks.note(request.scope, "join page refused: it is open too often")
             return self._pages.sorry(MANY, 429)
         return events.answer(self._counted(known["jti"]))
 

@@ -56,7 +56,7 @@ class Ledger:
         found: list[Record] = []
         index = await self._get_index()
         # the index is written last: after a kill, or on a full disk, it may lack some
-        for jti in dict.fromkeys([*index, *(await self._store.keys(TOKENS) or [])]):
+        for jti in dict.fromkeys([*index, *(await self._store.keys(TOKENS))]):
             if jti == INDEX:
                 continue
             kept = await self._store.get(jti, collection=TOKENS, instead=records.DAMAGED)
@@ -322,10 +322,10 @@ class Ledger:
             await self._store.delete(jti, collection=TOKENS)
         self._index = known
         # where the store can list, only what a value that is gone must still tell: that it was revoked
-        listed = {jti: entry for jti, entry in known.items() if entry[1]} if self._store.lists else known
+        listed = {jti: entry for jti, entry in known.items() if entry[1]} if not self._shared else known
         if listed != self._listed:
             await self._store.put(INDEX, {"tokens": listed}, collection=TOKENS)
-            self._listed = dict(listed) if self._store.lists else None
+            self._listed = dict(listed) if not self._shared else None
 
 
 def _only_here(trouble: Trouble, what: str) -> Trouble:

@@ -48,17 +48,10 @@ def problem(text: str) -> str:
     return f'<p class="problem" role="alert">{safe(text)}</p>' if text else ""
 
 
-def note(request: Request, reason: str) -> None:
-    """Tell the operator's log why a form was refused."""
-    knock = knocks.of(request.scope)
-    if knock:
-        knock.reason = reason
-
-
 def refused(request: Request, answer: Response, reason: str, seconds: int) -> Response:
     """Return the answer to a form that was refused: with the reason in the log, and when to try again."""
     if reason:
-        note(request, reason)
+        knocks.note(request.scope, reason)
     if seconds:
         answer.headers["retry-after"] = str(seconds)
     return answer
@@ -99,14 +92,10 @@ class Pages:
         self._secret = secret
         self._taken: dict[str, asyncio.Future[Response]] = {}
 
-    def answer(self, page: str, status: int = 200, *, form_action: str = "'self'", script: str = "") -> Response:
-        """Return a page of ours, as `closed` does."""
-        return closed(page, status, form_action=form_action, script=script)
-
     def sorry(self, text: str, status: int = 400) -> Response:
         """Return a page of one sentence."""
         page = template("sorry.html").substitute(title=TITLE, style=STYLE, text=safe(text))
-        return self.answer(page, status, form_action="'none'")
+        return closed(page, status, form_action="'none'")
 
     def browser(self, request: Request) -> str:
         """Return what tells this browser from others: its cookie, or a fresh one for `remember`."""

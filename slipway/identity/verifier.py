@@ -12,7 +12,6 @@ from typing import Any
 import mcp_types as mt
 from fastmcp.exceptions import InsufficientScopeError
 from fastmcp.server.auth import AccessToken, TokenVerifier
-from fastmcp.server.context import _current_transport
 from fastmcp.server.dependencies import get_access_token
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools.base import Tool
@@ -43,14 +42,13 @@ class SlipwayTokens(TokenVerifier):
         self.ledger = ledger
         # one object for all requests of a token: each of its sessions and streams keeps what it was opened with
         self._known: OrderedDict[str, AccessToken] = OrderedDict()
-        self._good: OrderedDict[str, dict[str, Any]] = OrderedDict()  # claims of tokens that once were verified
 
     async def verify_token(self, token: str) -> AccessToken | None:
         """Return the caller's access token, or None after noting why it is refused."""
         knock = knocks.current.get()
         _unjudged.set(None)
         try:
-            claims = await self._accepted(token)
+            claims, ends = await self._accepted(token)
         except Trouble as trouble:
             # neither accepted nor refused: a client must not throw a good token away
             _unjudged.set(trouble)
@@ -65,38 +63,37 @@ class SlipwayTokens(TokenVerifier):
                     knock.mark = self.ledger.mark_of(tokens.claimed_id(token))
             return None
         known = self._known.get(token)
-        if not known or known.expires_at != int(claims["exp"]):
+        if not known or known.expires_at != ends:
             known = self._known[token] = AccessToken.model_construct(
                 _GIVEN, token=token, client_id=claims["client_id"], subject=claims["sub"],
-                scopes=[sys.intern(each) for each in claims["scope"].split()], expires_at=int(claims["exp"]),
+                scopes=[sys.intern(each) for each in claims["scope"].split()], expires_at=ends,
                 claims=claims,
             )  # fmt: skip
             while len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
         return known
 
-    async def _accepted(self, token: str) -> dict[str, Any]:
-        """Return the claims. Raises: TokenRefused with the real reason."""
-        claims = self._good.get(token)
+    async def _accepted(self, token: str) -> tuple[dict[str, Any], int]:
+        """Return the claims, and when it ends. Raises: TokenRefused with the real reason."""
+        known = self._known.get(token)
+        claims = known.claims if known else {}
         try:
+            # only time and the ledger can change what is so of the very same token
             if not claims or not claims["nbf"] <= time.time() < claims["exp"]:
                 claims = tokens.verify(self._secret, token)
-                # only time and the ledger can change what is so of the very same token
-                self._good[token] = claims
-                while len(self._good) > MAX_KNOWN:
-                    self._good.popitem(last=False)
+            ends = int(claims["exp"])
         except tokens.TokenExpired:
             claims = tokens.verify(self._secret, token, late=True)
             _whose(claims)
-            until = await self.ledger.extended_to(claims["jti"])
-            if until <= time.time():
+            # not into the claims: an extension may be made shorter
+            ends = await self.ledger.extended_to(claims["jti"])
+            if ends <= time.time():
                 raise
-            claims["exp"] = until
         _whose(claims)
         if reason := await self.ledger.refusal(claims):
             raise tokens.TokenRevoked(reason)
         await self.ledger.seen(claims)
-        return claims
+        return claims, ends
 
 
 class Challenge:
@@ -167,7 +164,7 @@ def may_call(scopes: Iterable[str], tool: str) -> bool:
 
 
 class ToolScopes(Middleware):
-    """Lists a tool only for a token that carries its scope, and judges calls. stdio has no token and no check."""
+    """Lists a tool only for a token that carries its scope, and judges calls. Over stdio nobody installs it."""
 
     def __init__(self, *, anonymous: bool = False) -> None:
         self._anonymous = anonymous
@@ -176,9 +173,6 @@ class ToolScopes(Middleware):
         token = get_access_token()
         return token.scopes if token else []
 
-    def _unchecked(self) -> bool:
-        return self._anonymous or _current_transport.get() == "stdio"
-
     async def on_list_tools(
         self,
         context: MiddlewareContext[mt.ListToolsRequest],
@@ -186,7 +180,7 @@ class ToolScopes(Middleware):
     ) -> Sequence[Tool]:
         """Leave out what the caller may not call."""
         tools = await call_next(context)
-        if self._unchecked():
+        if self._anonymous:
             return tools
         scopes = self._scopes()
         return [tool for tool in tools if may_call(scopes, tool.name)]
@@ -197,7 +191,7 @@ class ToolScopes(Middleware):
         Raises:
             InsufficientScopeError: the caller sees it as an error result (RFC 6750 §3.1 insufficient_scope).
         """
-        if not self._unchecked() and not may_call(self._scopes(), tool):
+        if not self._anonymous and not may_call(self._scopes(), tool):
             missing = TOOL_PREFIX + tool
             raise InsufficientScopeError(
                 [missing],

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import datetime
 import itertools
+import os
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -15,6 +18,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from key_value.aio.stores.memory import MemoryStore
 
 from slipway import store, tokens
+from slipway.files import Files
 from slipway.identity import ledger as room
 from slipway.identity.ledger import EVERYBODY, Ledger
 from slipway.identity.verifier import SlipwayTokens
@@ -49,7 +53,9 @@ class TokensAndTheirState(RuleBasedStateMachine):
 
         # PyJWT looks at another clock
         self.patched.setattr(jwt.api_jwt, "datetime", Clock)
-        self.values = MemoryStore()
+        self.patched.setattr(os, "fsync", lambda _: None)  # nobody pulls the plug
+        self.folder = tempfile.TemporaryDirectory()
+        self.values: Any = MemoryStore() if self.shared else Files(Path(self.folder.name))
         self.open()
         self.ends: dict[str, float] = {}
         self.given_at: dict[str, float] = {}
@@ -62,6 +68,7 @@ class TokensAndTheirState(RuleBasedStateMachine):
         """End."""
         self.patched.undo()
         self.runner.close()
+        self.folder.cleanup()
 
     def do(self, what: Any) -> Any:
         """Run it."""
