@@ -16,9 +16,12 @@ from redis.exceptions import OutOfMemoryError
 from slipway import store, tokens
 from slipway.files import Damaged, Files
 from slipway.identity import ledger as room
+from slipway.identity.grants import Grants
 from slipway.identity.invites import InviteRefused, Invites
 from slipway.identity.ledger import Ledger
+from slipway.identity.names import Names
 from slipway.identity.throttle import Throttle
+from slipway.lab.seats import Labs
 from slipway.store import Store, Trouble
 from tests.conftest import free_ports
 from tests.test_ledger import SECRET, claims
@@ -289,6 +292,11 @@ class Away:
         found = self.kept.get((collection, key))
         return dict(found) if found else None
 
+    async def get_many(self, keys: list[str], *, collection: str) -> list[dict[str, Any] | None]:
+        await self._answer()
+        self.asked.append(f"get {len(keys)} of {collection}")
+        return [self.kept.get((collection, key)) for key in keys]
+
     async def put(self, key: str, value: dict[str, Any], *, collection: str, ttl: float | None = None) -> None:
         await self._answer()
         self.asked.append(f"put {collection}")
@@ -508,8 +516,39 @@ async def test_the_end_of_many_is_one_step_that_waits_for_no_count() -> None:
     assert all([await ledger.refusal(each) for each in many])
     values.asked.clear()
     assert await ledger.revoke_before_now() == 0
-    assert values.asked.index("put cutoffs") == 1
-    assert len(values.asked) < 30
+    assert values.asked == ["get cutoffs", "put cutoffs", "get tokens", "get 20 of tokens"]
+
+
+async def test_over_redis_a_lab_ends_and_a_name_is_taken_in_a_few_round_trips() -> None:
+    values = Away()
+    kept, ledger, _ = replica(values, Client(values))
+    who, invites = Names(ledger, Grants(kept, ledger)), Invites(kept, SECRET)
+    labs = Labs(kept, invites, ledger, who)
+    await labs.new(title="MCP 101", seats=30, life=3600, scope="tool:*", roster=[f"Person {n}" for n in range(30)])
+    for n in range(30):
+        for _ in range(3):
+            await ledger.add(claims(f"Person {n}"), via="join")
+    values.asked.clear()
+    assert await who.take("somebody else", 60, browser="theirs", invite="")
+    assert len(values.asked) < 6
+    values.asked.clear()
+    await labs.end()
+    assert len(values.asked) < 100
+    assert "get 90 of tokens" not in values.asked
+
+
+async def test_of_many_values_the_damaged_are_told_apart(tmp_path: Path) -> None:
+    values = Away()
+    kept, _, _ = replica(values, Client(values))
+    for n in range(store.AT_ONCE + 3):
+        values.kept["things", str(n)] = {"n": n}
+    keys = [str(n) for n in range(store.AT_ONCE + 4)]
+    assert await kept.get_many(keys, collection="things") == [*({"n": n} for n in range(store.AT_ONCE + 3)), None]
+    files = store.open_store(tmp_path)
+    await files.put("whole", {"n": 1}, collection="things")
+    (tmp_path / "values" / "things" / "half.json").write_bytes(b"{")
+    asked = ["half", "whole", "missing"]
+    assert await files.get_many(asked, collection="things", instead={}) == [{}, {"n": 1}, None]
 
 
 async def test_a_cutoff_never_becomes_an_earlier_one() -> None:

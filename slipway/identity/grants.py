@@ -5,7 +5,6 @@ Of codes and tokens only digests are kept; of a client that asked for a secret, 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import secrets
@@ -60,9 +59,9 @@ class Grants:
         self._store = store
         self._ledger = ledger
 
-    def lock(self) -> contextlib.AbstractAsyncContextManager[None]:
+    def lock(self, what: str = "oauth") -> contextlib.AbstractAsyncContextManager[None]:
         """Hold what is read and then written, over replicas too. It is not reentrant."""
-        return self._store.lock("oauth")
+        return self._store.lock(what)
 
     async def keep(self, kind: str, key: str, content: dict[str, Any], life: float) -> None:
         """Keep something of a kind for so many seconds."""
@@ -100,8 +99,7 @@ class Grants:
         claims = {"jti": grant.id, "sub": grant.subject, "iat": grant.started_at}
         if await self._ledger.refusal(claims):
             return False
-        records = await asyncio.gather(*(self._ledger.get(jti) for jti in grant.jtis))
-        return not any(record and record.revoked_at for record in records)
+        return not await self._ledger.any_revoked(grant.jtis)
 
     async def end(self, id: str) -> None:
         """End a grant with every token of it. Whoever holds the lock for an exchange finishes first."""

@@ -161,8 +161,8 @@ class Invites:
         index = await self._store.get(INDEX, collection=COLLECTION) or {}
         # one that the index lost must still be there to be revoked
         ids = dict.fromkeys([*index.get("ids", []), *(await self._store.keys(COLLECTION))])
-        found = [await self._read(one) for one in ids if one != INDEX]
-        return [invite for invite in found if invite]
+        found = await self._store.get_many([one for one in ids if one != INDEX], collection=COLLECTION)
+        return [invite for kept in found if (invite := _parsed(kept))]
 
     async def revoke(self, beginning: str) -> bool:
         """Stop the invite whose id begins so, or whose code it is. Returns: whether there was one."""
@@ -179,15 +179,18 @@ class Invites:
         return bool(chosen)
 
     async def _read(self, digest: str) -> Invite | None:
-        found = await self._store.get(digest, collection=COLLECTION)
-        try:
-            return Invite(**found) if found else None
-        except TypeError:  # damaged: a code that nobody can read opens nothing
-            return None
+        return _parsed(await self._store.get(digest, collection=COLLECTION))
 
     async def _write(self, invite: Invite) -> None:
         life = max(1.0, invite.expires_at + KEPT - time.time())
         await self._store.put(invite.id, asdict(invite), collection=COLLECTION, ttl=life)
+
+
+def _parsed(kept: dict[str, Any] | None) -> Invite | None:
+    try:
+        return Invite(**kept) if kept else None
+    except TypeError:  # damaged: a code that nobody can read opens nothing
+        return None
 
 
 def _plain(code: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -56,10 +57,9 @@ class Ledger:
         found: list[Record] = []
         index = await self._get_index()
         # the index is written last: after a kill, or on a full disk, it may lack some
-        for jti in dict.fromkeys([*index, *(await self._store.keys(TOKENS))]):
-            if jti == INDEX:
-                continue
-            kept = await self._store.get(jti, collection=TOKENS, instead=records.DAMAGED)
+        jtis = [jti for jti in dict.fromkeys([*index, *(await self._store.keys(TOKENS))]) if jti != INDEX]
+        values = await self._store.get_many(jtis, collection=TOKENS, instead=records.DAMAGED)
+        for jti, kept in zip(jtis, values, strict=True):
             if kept is None and not self._shared and index.get(jti, [0.0, 0.0])[1]:
                 kept = records.DAMAGED  # with files nothing takes a record away and leaves it in the index
             if kept is not None:
@@ -165,6 +165,21 @@ class Ledger:
         # asked only now: it may have been revoked while the store answered
         known = self._records.get(jti)
         return known if known and known.revoked_at else None
+
+    async def any_revoked(self, jtis: Iterable[str]) -> bool:
+        """Tell whether one of these tokens is revoked. Raises: Trouble, as `get` does."""
+        jtis = list(jtis)
+        values: list[dict[str, Any] | None] = []
+        try:
+            if self._shared:
+                values = await self._store.get_many(jtis, collection=TOKENS, instead=records.DAMAGED)
+        except Trouble:
+            if not self._store.serves_on:
+                raise
+        for jti, kept in zip(jtis, values, strict=False):
+            if kept is not None:
+                self._take(jti, kept)
+        return any(jti in self._records and self._records[jti].revoked_at for jti in jtis)
 
     def _remember(self, record: Record) -> None:
         """Know a record. Revoked is final, also where what the store said of it is older."""

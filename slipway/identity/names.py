@@ -73,15 +73,18 @@ class Names:
 
     async def take_all(self, wanted: Mapping[str, str], life: float, *, invite: str = "", again: bool = False) -> str:
         """Take names, {name: browser}, as `take` does: all or none. Returns: one that is somebody else's, or ""."""
-        async with self._grants.lock():
-            ends = dict[str, float]()
+        # not the lock of those who refresh their tokens: all records are read in here
+        async with self._grants.lock("names"):
+            ends, taken = dict[str, float](), None
             for name, browser in wanted.items():
                 kept = await self._grants.find("names", digest(_folded(name)))
                 if kept and kept["browser"] != digest(browser) and not (again and kept["browser"] == ""):
                     return name
-                for record in [] if kept else await self._ledger.all():
-                    if _folded(record.subject) == _folded(name) and record.ends_at() > time.time():
-                        return name
+                if not kept and taken is None:
+                    known = await self._ledger.all()
+                    taken = {_folded(record.subject) for record in known if record.ends_at() > time.time()}
+                if not kept and taken and _folded(name) in taken:
+                    return name
                 ends[name] = max(time.time() + life, kept["ends"] if kept and kept["browser"] else 0)
             for name, until in ends.items():
                 content = {"browser": digest(wanted[name]), "invite": invite, "ends": until}
