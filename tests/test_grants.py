@@ -158,3 +158,11 @@ async def test_a_sign_in_of_a_version_before_is_read(common: Any, clock: Any) ->
     found = await process.grants.grant("g")
     assert found
     assert found.jtis == {"one": 0, "two": 0}
+
+
+async def test_a_sign_in_of_which_a_token_is_revoked_elsewhere_goes_on_no_more(common: Any, clock: Any) -> None:
+    process = Process(common)
+    given = await process.exchange(await process.begin(clock()))
+    (record,) = await process.ledger.all()
+    await Process(common).ledger.revoke(record.jti)
+    assert await process.oauth.load_refresh_token(CLIENT, given.refresh_token) is None
