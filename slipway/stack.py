@@ -26,6 +26,7 @@ from slipway import compose, packages, processes, settings, targets, tokens, tun
 from slipway.errors import Problem, command, heard
 from slipway.lan import network, note
 
+GARBAGE = {"GOGC": "400", "GOMEMLIMIT": "400MiB"}  # of Caddy, as in docker-compose.yml
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 8.0  # seconds before we say what we wait for
 START_TIMEOUT = 130.0  # seconds; longer than children.START_TIMEOUT
@@ -105,7 +106,7 @@ def children(config: settings.Settings, root: Path = ROOT) -> dict[str, tuple[li
     if folder := packages.installed(target_of(config, root), state):
         served["PYTHONPATH"] = str(folder)
     wanted = ("EDGE_PORT", "TLS_PORT", "CONSOLE_PORT", "SLIPWAY_ALLOWED_ORIGINS", "SLIPWAY_MAX_BODY")
-    edge = targets.clean_environment(os.environ, {}) | {name: shared[name] for name in wanted}
+    edge = targets.clean_environment(os.environ, {}) | {name: shared[name] for name in wanted} | GARBAGE
     edge |= {
         "UPSTREAM": f"127.0.0.1 {config.server_port}",
         "EDGE_LOG": str(state / "log" / "edge.jsonl"),
