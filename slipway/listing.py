@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mcp_types as mt
 from fastmcp.server.dependencies import fastmcp_request_ctx
@@ -20,6 +21,12 @@ class OneTool(Middleware):
     asks within the caller's request, so what the caller may not see is not found here either. The innermost of
     FastMCP's middleware: what others change in a list, they change in this one, too.
     """
+
+    async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        """Let all but lists pass by: FastMCP would build five handlers for each call that do nothing."""
+        if context.method != "tools/list":
+            return await call_next(context)
+        return await super().__call__(context, call_next)
 
     async def on_list_tools(
         self,

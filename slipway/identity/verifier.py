@@ -169,6 +169,12 @@ class ToolScopes(Middleware):
     def __init__(self, *, anonymous: bool = False) -> None:
         self._anonymous = anonymous
 
+    async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        """Let all but lists pass by: FastMCP would build five handlers for each call that do nothing."""
+        if context.method != "tools/list":
+            return await call_next(context)
+        return await super().__call__(context, call_next)
+
     def _scopes(self) -> list[str]:
         token = get_access_token()
         return token.scopes if token else []
