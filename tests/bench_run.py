@@ -130,7 +130,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        return 0.4 if self.quick else 0.7
+        return 0.4 if self.quick else 2.0
 
     @contextlib.contextmanager
     def bare(self, name: str = "one", how: str = "json") -> Iterator[Way]:
