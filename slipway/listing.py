@@ -1,4 +1,4 @@
-"""What the SDK asks for before each call of the newest era: the list of the one tool that is called."""
+"""Lists of tools: what their middleware lets pass by, and the list of one that the SDK asks for before each call."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from slipway import knocks
 from slipway.calls import scope_of_request
 
 
-class OneTool(Middleware):
-    """Lists the one tool that is called, where the SDK asks for all of them to look at one.
-
-    Before each call of the newest era it does, since headers may repeat arguments (MCP 2026-07-28, Mcp-Param-*). It
-    asks within the caller's request, so what the caller may not see is not found here either. The innermost of
-    FastMCP's middleware: what others change in a list, they change in this one, too.
-    """
+class ListsTools(Middleware):
+    """Middleware for lists of tools alone."""
 
     async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         """Let all but lists pass by: FastMCP would build five handlers for each call that do nothing."""
         if context.method != "tools/list":
             return await call_next(context)
         return await super().__call__(context, call_next)
+
+
+class OneTool(ListsTools):
+    """Lists the one tool that is called, where the SDK asks for all of them to look at one.
+
+    Before each call of the newest era it does, since headers may repeat arguments (MCP 2026-07-28, Mcp-Param-*). It
+    asks within the caller's request, so what the caller may not see is not found here either. The innermost of
+    FastMCP's middleware: what others change in a list, they change in this one, too.
+    """
 
     async def on_list_tools(
         self,

@@ -1,6 +1,6 @@
 """Keeps the processes of a stack without Docker alive, until it is told to end them. It is started by stack.py.
 
-What to run arrives as JSON on stdin; of Slipway only processes.py is imported, so that it is there at once.
+What to run arrives as JSON on stdin; of Slipway only processes.py and its files.py are imported: it is there at once.
 """
 
 from __future__ import annotations

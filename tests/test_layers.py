@@ -144,7 +144,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tokens",
     },
     "operator": {"commandline", "errors", "knocks", "settings", "tokens"},
-    "identity.verifier": {"knocks", "identity.ledger", "store", "tokens"},
+    "identity.verifier": {"knocks", "identity.ledger", "listing", "store", "tokens"},
     "lab.cards": {"errors", "knocks"},
     "lab.drawing": {"knocks"},
     "lab.watch": {"knocks", "lab.drawing"},

@@ -13,7 +13,7 @@ import mcp_types as mt
 from fastmcp.exceptions import InsufficientScopeError
 from fastmcp.server.auth import AccessToken, TokenVerifier
 from fastmcp.server.dependencies import get_access_token
-from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
+from fastmcp.server.middleware import CallNext, MiddlewareContext
 from fastmcp.tools.base import Tool
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from starlette.datastructures import Headers
@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slipway import knocks, tokens
 from slipway.identity.ledger import Ledger
+from slipway.listing import ListsTools
 from slipway.store import Trouble
 
 TOOL_PREFIX = "tool:"
@@ -163,17 +164,11 @@ def may_call(scopes: Iterable[str], tool: str) -> bool:
     return f"{TOOL_PREFIX}*" in scopes or f"{TOOL_PREFIX}{tool}" in scopes
 
 
-class ToolScopes(Middleware):
+class ToolScopes(ListsTools):
     """Lists a tool only for a token that carries its scope, and judges calls. Over stdio nobody installs it."""
 
     def __init__(self, *, anonymous: bool = False) -> None:
         self._anonymous = anonymous
-
-    async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
-        """Let all but lists pass by: FastMCP would build five handlers for each call that do nothing."""
-        if context.method != "tools/list":
-            return await call_next(context)
-        return await super().__call__(context, call_next)
 
     def _scopes(self) -> list[str]:
         token = get_access_token()
